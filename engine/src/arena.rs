@@ -1,0 +1,205 @@
+//! The arena of one slot: records in append-only segments of aligned memory.
+//!
+//! A segment is allocated once and never grown, so a record never moves while it lives in its segment. Removing a record
+//! only counts its bytes as dead; a segment without live records is freed at once, and [`crate::compact`] empties the
+//! mostly dead ones. Segments start small, so that thousands of slots with little in them stay cheap.
+
+use rkyv::util::AlignedVec;
+
+use crate::{
+    limits::{SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN},
+    record::Record,
+};
+
+/// Where a record lies.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Location {
+    pub(crate) segment: u32,
+    pub(crate) offset: u32,
+}
+
+struct Segment {
+    bytes: AlignedVec,
+    capacity: usize,
+    dead: usize,
+}
+
+/// Memory of an arena by kind, in bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct ArenaBytes {
+    /// Records that are current.
+    pub live: usize,
+    /// Records that were replaced or removed and still take room.
+    pub dead: usize,
+    /// Allocated and not yet written.
+    pub free: usize,
+}
+
+/// Segments and the bytes in them.
+#[derive(Default)]
+pub struct Arena {
+    segments: Vec<Option<Segment>>,
+    vacant: Vec<u32>,
+    open: Option<u32>,
+    grown: usize,
+}
+
+impl Arena {
+    /// Copies a record in.
+    pub fn append(&mut self, record: Record<'_>) -> Location {
+        let bytes = record.bytes();
+        let index = match self.open {
+            Some(index) if self.segment(index).room() >= bytes.len() => index,
+            _ => self.open_segment(bytes.len()),
+        };
+        let segment = self.segment_mut(index);
+        let offset = segment.bytes.len() as u32;
+        segment.bytes.extend_from_slice(bytes);
+        assert!(segment.bytes.len() <= segment.capacity, "a segment never grows");
+        Location { segment: index, offset }
+    }
+
+    /// The record at `at`.
+    pub fn get(&self, at: Location) -> Record<'_> {
+        let bytes = &self.segment(at.segment).bytes[at.offset as usize..];
+        let len = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]) as usize;
+        Record::trusted(&bytes[..len])
+    }
+
+    /// Counts the record at `at` as dead and frees its segment if it was the last live one there.
+    pub fn release(&mut self, at: Location) {
+        let len = self.get(at).bytes().len();
+        let segment = self.segment_mut(at.segment);
+        segment.dead += len;
+        assert!(segment.dead <= segment.bytes.len(), "a record is released once");
+        if segment.dead == segment.bytes.len() && self.open != Some(at.segment) {
+            self.drop_segment(at.segment);
+        }
+    }
+
+    /// Bytes by kind.
+    pub fn bytes(&self) -> ArenaBytes {
+        self.segments.iter().flatten().fold(ArenaBytes::default(), |sum, segment| ArenaBytes {
+            live: sum.live + segment.bytes.len() - segment.dead,
+            dead: sum.dead + segment.dead,
+            free: sum.free + segment.room(),
+        })
+    }
+
+    /// Every closed segment with its live bytes and its size.
+    pub(crate) fn closed_segments(&self) -> impl Iterator<Item = (u32, usize, usize)> {
+        self.segments.iter().enumerate().filter_map(|(index, segment)| {
+            let (index, segment) = (index as u32, segment.as_ref()?);
+            (self.open != Some(index)).then(|| (index, segment.bytes.len() - segment.dead, segment.capacity))
+        })
+    }
+
+    /// The record that starts at `offset` in a segment, with its location; `None` at the segment's end or when the
+    /// segment is gone.
+    pub(crate) fn record_at(&self, segment: u32, offset: u32) -> Option<(Location, Record<'_>)> {
+        let bytes = &self.segments.get(segment as usize)?.as_ref()?.bytes;
+        if offset as usize >= bytes.len() {
+            return None;
+        }
+        let at = Location { segment, offset };
+        Some((at, self.get(at)))
+    }
+
+    fn open_segment(&mut self, needed: usize) -> u32 {
+        if let Some(full) = self.open.take() {
+            let segment = self.segment(full);
+            if segment.dead == segment.bytes.len() {
+                self.drop_segment(full);
+            }
+        }
+        let size = (SEGMENT_BYTES_MIN << self.grown.min(16)).min(SEGMENT_BYTES_MAX);
+        self.grown += 1;
+        let capacity = size.max(needed.next_power_of_two());
+        assert!(capacity <= SEGMENT_BYTES_MAX);
+        let segment = Segment { bytes: AlignedVec::with_capacity(capacity), capacity, dead: 0 };
+        let index = match self.vacant.pop() {
+            Some(index) => index,
+            None => {
+                self.segments.push(None);
+                (self.segments.len() - 1) as u32
+            }
+        };
+        self.segments[index as usize] = Some(segment);
+        self.open = Some(index);
+        index
+    }
+
+    fn drop_segment(&mut self, index: u32) {
+        self.segments[index as usize] = None;
+        self.vacant.push(index);
+        if self.vacant.len() == self.segments.len() {
+            self.grown = 0;
+        }
+    }
+
+    fn segment(&self, index: u32) -> &Segment {
+        self.segments[index as usize].as_ref().expect("a location outlives no segment")
+    }
+
+    fn segment_mut(&mut self, index: u32) -> &mut Segment {
+        self.segments[index as usize].as_mut().expect("a location outlives no segment")
+    }
+}
+
+impl Segment {
+    fn room(&self) -> usize {
+        self.capacity - self.bytes.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        id::{DatumKey, RegisterId},
+        record::{Encoder, Instance},
+    };
+
+    fn record(register: u64, payload: usize) -> Vec<u8> {
+        let instance =
+            Instance { client: 1, name: String::new(), zone: String::new(), payload: vec![9; payload] };
+        Encoder::default().encode(DatumKey(1), RegisterId(register), &instance).unwrap().to_vec()
+    }
+
+    #[test]
+    fn records_read_back_aligned_across_segments() {
+        let mut arena = Arena::default();
+        let records: Vec<Vec<u8>> = (0..200).map(|i| record(i, (i as usize * 37) % 3000)).collect();
+        let places: Vec<Location> =
+            records.iter().map(|bytes| arena.append(Record::read(bytes).unwrap())).collect();
+        for (bytes, place) in records.iter().zip(&places) {
+            assert_eq!(arena.get(*place).bytes(), &bytes[..]);
+            assert!(arena.get(*place).access().is_ok(), "aligned");
+        }
+        let live: usize = records.iter().map(Vec::len).sum();
+        assert_eq!(arena.bytes().live, live);
+    }
+
+    #[test]
+    fn a_dead_segment_is_freed_and_its_number_used_again() {
+        let mut arena = Arena::default();
+        let bytes = record(1, 1000);
+        let places: Vec<Location> =
+            (0..100).map(|_| arena.append(Record::read(&bytes).unwrap())).collect();
+        for place in places {
+            arena.release(place);
+        }
+        let left = arena.bytes();
+        assert_eq!(left.live, 0);
+        assert_eq!(arena.segments.iter().flatten().count(), 1, "only the open segment stays: {left:?}");
+        for _ in 0..100 {
+            arena.append(Record::read(&bytes).unwrap());
+        }
+        assert!(arena.segments.len() < 12);
+    }
+
+    #[test]
+    fn an_empty_arena_holds_nothing() {
+        assert_eq!(Arena::default().bytes(), ArenaBytes::default());
+    }
+}

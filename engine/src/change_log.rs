@@ -1,0 +1,172 @@
+//! The change log: which registrations of a slot changed lately, oldest first.
+//!
+//! It holds no content: a diff reads the current state of what changed. Entries of one data id are chained backwards, so
+//! a diff of one data id costs its own changes, not the slot's. A reader at or above the floor gets a diff; one below it
+//! gets a snapshot of the data id.
+//!
+//! Invariant: revisions never decrease from the front to the back, and all entries are above the floor.
+
+use std::collections::VecDeque;
+
+use crate::id::{Nanos, RegisterId, Revision};
+
+/// Bounds of one slot's log; what passes any of them is dropped from the old end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ChangeLogLimits {
+    /// Entries kept.
+    pub entries_max: usize,
+    /// Nanoseconds that an entry is kept.
+    pub age_max: u64,
+}
+
+impl Default for ChangeLogLimits {
+    fn default() -> Self {
+        Self { entries_max: 16_384, age_max: 300 * Nanos::SECOND }
+    }
+}
+
+/// One registration that changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogEntry {
+    /// The batch that changed it.
+    pub revision: Revision,
+    /// Its data id, as a number within the slot.
+    pub datum: u32,
+    /// The registration.
+    pub register: RegisterId,
+    /// When the batch was sealed.
+    sealed_at: Nanos,
+    /// Position of the data id's entry before this one.
+    before: Option<Position>,
+    /// Revision of the data id's last change before this entry's batch.
+    pub datum_before: Revision,
+}
+
+/// A position that stays valid while the entry is in the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Position(u64);
+
+/// The log of one slot.
+#[derive(Default)]
+pub struct ChangeLog {
+    entries: VecDeque<LogEntry>,
+    first: u64,
+    floor: Revision,
+}
+
+impl ChangeLog {
+    /// A log without history: readers below `floor` need snapshots.
+    pub fn starting_at(floor: Revision) -> Self {
+        Self { entries: VecDeque::new(), first: 0, floor }
+    }
+
+    /// Oldest revision from which this log can tell every later change.
+    pub fn floor(&self) -> Revision {
+        self.floor
+    }
+
+    /// Entries held.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether it holds no entry.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Appends a change. `before` is the data id's latest position, `datum_before` the revision of its last change in an
+    /// earlier batch.
+    pub fn push(
+        &mut self,
+        revision: Revision,
+        sealed_at: Nanos,
+        datum: u32,
+        register: RegisterId,
+        before: Option<Position>,
+        datum_before: Revision,
+    ) -> Position {
+        assert!(self.entries.back().is_none_or(|last| last.revision <= revision));
+        assert!(revision > self.floor && datum_before < revision);
+        self.entries.push_back(LogEntry { revision, datum, register, sealed_at, before, datum_before });
+        Position(self.first + self.entries.len() as u64 - 1)
+    }
+
+    /// Drops the oldest entries beyond the limits. Whole batches go, so the floor is always a batch's revision.
+    pub fn trim(&mut self, limits: &ChangeLogLimits, now: Nanos) {
+        while let Some(oldest) = self.entries.front() {
+            let too_many = self.entries.len() > limits.entries_max;
+            let too_old = now.since(oldest.sealed_at) > limits.age_max;
+            if !too_many && !too_old {
+                break;
+            }
+            self.floor = oldest.revision;
+            while self.entries.front().is_some_and(|entry| entry.revision == self.floor) {
+                self.entries.pop_front();
+                self.first += 1;
+            }
+        }
+    }
+
+    /// The changes of one data id above `since`, newest first, starting at its latest position.
+    pub fn datum_changes(
+        &self,
+        latest: Option<Position>,
+        since: Revision,
+    ) -> impl Iterator<Item = &LogEntry> {
+        let mut next = latest;
+        std::iter::from_fn(move || {
+            let entry = self.get(next?)?;
+            next = entry.before;
+            (entry.revision > since).then_some(entry)
+        })
+    }
+
+    /// All changes above `since`, newest first.
+    pub fn changes(&self, since: Revision) -> impl Iterator<Item = &LogEntry> {
+        self.entries.iter().rev().take_while(move |entry| entry.revision > since)
+    }
+
+    fn get(&self, at: Position) -> Option<&LogEntry> {
+        self.entries.get(at.0.checked_sub(self.first)? as usize)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn filled(batches: u64, per_batch: u64) -> (ChangeLog, Option<Position>) {
+        let mut log = ChangeLog::starting_at(Revision::open(1));
+        let (mut revision, mut latest, mut before) = (Revision::open(1), None, Revision::ZERO);
+        for batch in 0..batches {
+            revision = revision.next();
+            for register in 0..per_batch {
+                latest =
+                    Some(log.push(revision, Nanos(batch), 0, RegisterId(register), latest, before));
+            }
+            before = revision;
+        }
+        (log, latest)
+    }
+
+    #[test]
+    fn the_chain_ends_at_the_reader_and_at_the_floor() {
+        let (mut log, latest) = filled(10, 3);
+        let since = Revision(Revision::open(1).0 + 8);
+        assert_eq!(log.datum_changes(latest, since).count(), 6);
+        log.trim(&ChangeLogLimits { entries_max: 4, age_max: u64::MAX }, Nanos(10));
+        assert_eq!(log.len(), 3, "whole batches go");
+        assert_eq!(log.floor(), Revision(Revision::open(1).0 + 9));
+        assert_eq!(log.datum_changes(latest, log.floor()).count(), 3);
+    }
+
+    #[test]
+    fn age_alone_empties_the_log() {
+        let (mut log, latest) = filled(5, 1);
+        log.trim(&ChangeLogLimits { entries_max: 100, age_max: 10 }, Nanos(1000));
+        assert!(log.is_empty());
+        assert_eq!(log.floor(), Revision(Revision::open(1).0 + 5));
+        assert_eq!(log.datum_changes(latest, log.floor()).count(), 0);
+    }
+}

@@ -1,0 +1,239 @@
+//! A diff: what a reader of one data id lacks between two revisions. The only way changes are read.
+//!
+//! A diff names the final state of every registration that changed in `(from, to]`: its record, or its absence. So it is
+//! right for a reader at *any* revision in `[from, to]`, and applying it twice changes nothing. A reader below `from` has a
+//! gap and must not apply it. A snapshot names every registration and is right for everybody.
+//!
+//! ```text
+//!  0           8          16        24            28         32
+//!  | datum u64 | from u64 | to u64  | removes u32 | puts u32 | removed register ids | owners | records ...
+//! ```
+//! Removed ids are 8 bytes each, padded to a multiple of 16. `owners` are there on links between data nodes and sessions
+//! only ([`OWNERS`]): the owning session incarnation of each put, 8 bytes each, padded likewise. Records follow each
+//! other as in [`crate::record`].
+
+use crate::{
+    change_log::LogEntry,
+    id::{DatumKey, RegisterId, Revision, SessionId, mix64},
+    limits::ALIGNMENT,
+    record::{self, Record, RecordError},
+    slot::Slot,
+};
+
+/// Flag: the body is a snapshot, complete at `to`.
+pub const SNAPSHOT: u8 = 1;
+/// Flag: the owners of the puts are told.
+pub const OWNERS: u8 = 2;
+/// Bytes of the fixed part.
+pub const FIXED_BYTES: usize = 32;
+
+/// What is wrong with the body of a diff.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DiffError {
+    /// Fewer or more bytes than its counts say.
+    #[error("diff body of {0} bytes does not fit its counts")]
+    Length(usize),
+    /// `from` is behind `to`.
+    #[error("diff goes back from {0} to {1}")]
+    Backwards(Revision, Revision),
+    /// A record inside is malformed or of another data id.
+    #[error("record in diff: {0}")]
+    Record(#[from] RecordError),
+    /// A record of another data id.
+    #[error("diff holds a record of another data id")]
+    ForeignRecord,
+}
+
+/// A diff whose lengths and record headers have been checked.
+#[derive(Clone, Copy, Debug)]
+pub struct Diff<'a> {
+    /// The data id.
+    pub datum: DatumKey,
+    /// Lowest revision of a reader that this is right for.
+    pub from: Revision,
+    /// The reader's revision afterwards.
+    pub to: Revision,
+    /// Whether this is a snapshot.
+    pub is_snapshot: bool,
+    removes: &'a [u8],
+    owners: Option<&'a [u8]>,
+    puts: u32,
+    records: &'a [u8],
+}
+
+impl<'a> Diff<'a> {
+    /// Reads a diff body; `flags` come from the frame around it.
+    pub fn read(flags: u8, body: &'a [u8]) -> Result<Self, DiffError> {
+        let wrong = DiffError::Length(body.len());
+        let Some((fixed, rest)) = body.split_at_checked(FIXED_BYTES) else { return Err(wrong) };
+        let (from, to) = (Revision(u64_at(fixed, 8)), Revision(u64_at(fixed, 16)));
+        if from > to {
+            return Err(DiffError::Backwards(from, to));
+        }
+        let (remove_count, puts) = (u32_at(fixed, 24) as usize, u32_at(fixed, 28));
+        let Some((removes, rest)) = split_column(rest, remove_count) else { return Err(wrong) };
+        let (owners, records) = if flags & OWNERS == 0 {
+            (None, rest)
+        } else {
+            let Some((owners, rest)) = split_column(rest, puts as usize) else { return Err(wrong) };
+            (Some(owners), rest)
+        };
+        let datum = DatumKey(u64_at(fixed, 0));
+        let mut found = 0;
+        for record in record::iter(records) {
+            if record?.datum() != datum {
+                return Err(DiffError::ForeignRecord);
+            }
+            found += 1;
+        }
+        if found != puts {
+            return Err(wrong);
+        }
+        Ok(Self { datum, from, to, is_snapshot: flags & SNAPSHOT != 0, removes, owners, puts, records })
+    }
+
+    /// Registrations that are gone at `to`.
+    pub fn removes(&self) -> impl Iterator<Item = RegisterId> + 'a {
+        self.removes.chunks_exact(8).map(|bytes| RegisterId(u64_at(bytes, 0)))
+    }
+
+    /// Registrations whose record at `to` is told.
+    pub fn puts(&self) -> impl Iterator<Item = Record<'a>> + 'a {
+        record::iter(self.records).filter_map(Result::ok)
+    }
+
+    /// Owners of the puts, in their order, if they are told.
+    pub fn owners(&self) -> Option<impl Iterator<Item = SessionId> + 'a> {
+        self.owners.map(|owners| owners.chunks_exact(8).map(|bytes| SessionId(u64_at(bytes, 0))))
+    }
+
+    /// Puts in it.
+    pub fn put_count(&self) -> usize {
+        self.puts as usize
+    }
+
+    /// Whether it changes nothing (and is no snapshot).
+    pub fn is_empty(&self) -> bool {
+        !self.is_snapshot && self.puts == 0 && self.removes.is_empty()
+    }
+}
+
+/// What one registration adds to the digest of a list: sums over a list are compared at resume, so that a revision alone
+/// is never trusted across restarts.
+pub fn list_fingerprint(register: RegisterId, checksum: u64) -> u64 {
+    mix64(mix64(register.0) ^ checksum)
+}
+
+/// Appends the body of a diff. `puts` are records of `datum`; owners are written if `owners` is given.
+pub fn write<'a>(
+    out: &mut Vec<u8>,
+    datum: DatumKey,
+    (from, to): (Revision, Revision),
+    removes: &[RegisterId],
+    owners: Option<&[SessionId]>,
+    puts: impl ExactSizeIterator<Item = Record<'a>>,
+) {
+    debug_assert!(owners.is_none_or(|owners| owners.len() == puts.len()));
+    let mut fixed = [0u8; FIXED_BYTES];
+    fixed[0..8].copy_from_slice(&datum.0.to_le_bytes());
+    fixed[8..16].copy_from_slice(&from.0.to_le_bytes());
+    fixed[16..24].copy_from_slice(&to.0.to_le_bytes());
+    fixed[24..28].copy_from_slice(&(removes.len() as u32).to_le_bytes());
+    fixed[28..32].copy_from_slice(&(puts.len() as u32).to_le_bytes());
+    out.extend_from_slice(&fixed);
+    write_column(out, removes.iter().map(|register| register.0));
+    if let Some(owners) = owners {
+        write_column(out, owners.iter().map(|owner| owner.0));
+    }
+    for record in puts {
+        out.extend_from_slice(record.bytes());
+    }
+}
+
+/// What a reader of a data id gets that holds the state of revision `since`.
+pub struct Answer<'a> {
+    /// Lowest revision that the answer is right for.
+    pub from: Revision,
+    /// The slot's revision: the answer is complete up to here.
+    pub to: Revision,
+    /// Whether it is a snapshot.
+    pub is_snapshot: bool,
+    /// Registrations that are gone.
+    pub removes: Vec<RegisterId>,
+    /// Records and their owners.
+    pub puts: Vec<(Record<'a>, SessionId)>,
+}
+
+impl Answer<'_> {
+    /// Appends the body of this answer with owners and returns the frame flags that go with it.
+    pub fn write(&self, datum: DatumKey, out: &mut Vec<u8>) -> u8 {
+        let owners: Vec<SessionId> = self.puts.iter().map(|(_, owner)| *owner).collect();
+        let records = self.puts.iter().map(|(record, _)| *record);
+        write(out, datum, (self.from, self.to), &self.removes, Some(&owners), records);
+        OWNERS | if self.is_snapshot { SNAPSHOT } else { 0 }
+    }
+}
+
+/// Collects what a reader at `since` lacks of one data id. `since` must stem from this leader's own history; a reader from
+/// elsewhere passes [`Revision::ZERO`] and gets a snapshot, as does one below the log's floor.
+pub fn collect(slot: &Slot, datum: DatumKey, since: Revision) -> Answer<'_> {
+    let to = slot.revision();
+    let known = slot.log().floor() <= since && since <= to;
+    let state = slot.datum_state(datum);
+    if !known {
+        return snapshot(slot, datum);
+    }
+    let Some((_, latest, publishers)) = state else {
+        return Answer { from: since, to, is_snapshot: false, removes: Vec::new(), puts: Vec::new() };
+    };
+    let mut changed: Vec<RegisterId> = Vec::new();
+    let mut from = since;
+    for &LogEntry { register, datum_before, .. } in slot.log().datum_changes(latest, since) {
+        changed.push(register);
+        from = datum_before.min(since);
+    }
+    changed.sort_unstable();
+    changed.dedup();
+    if changed.len() > publishers.max(1) * 2 {
+        return snapshot(slot, datum);
+    }
+    let mut removes = Vec::new();
+    let mut puts = Vec::new();
+    for register in changed {
+        match slot.get(datum, register) {
+            Some(put) => puts.push(put),
+            None => removes.push(register),
+        }
+    }
+    Answer { from, to, is_snapshot: false, removes, puts }
+}
+
+/// The whole list of one data id, stamped with the slot's revision.
+pub fn snapshot(slot: &Slot, datum: DatumKey) -> Answer<'_> {
+    let puts = slot.records(datum).collect();
+    Answer { from: Revision::ZERO, to: slot.revision(), is_snapshot: true, removes: Vec::new(), puts }
+}
+
+fn split_column(bytes: &[u8], count: usize) -> Option<(&[u8], &[u8])> {
+    let exact = count.checked_mul(8)?;
+    let (column, rest) = bytes.split_at_checked(exact.next_multiple_of(ALIGNMENT))?;
+    Some((&column[..exact], rest))
+}
+
+fn write_column(out: &mut Vec<u8>, values: impl ExactSizeIterator<Item = u64>) {
+    let odd = values.len() % 2 == 1;
+    for value in values {
+        out.extend_from_slice(&value.to_le_bytes());
+    }
+    if odd {
+        out.extend_from_slice(&[0; 8]);
+    }
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    u64::from(u32_at(bytes, at)) | u64::from(u32_at(bytes, at + 4)) << 32
+}

@@ -1,0 +1,111 @@
+//! Who reads what: the readers of a shard, the data ids each is interested in, and how far a slow one has got.
+//!
+//! A reader in step gets every change at once. A reader that cannot take more keeps one revision per slot, not a queue:
+//! when it can take more it gets, per data id, one diff from there.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::id::{DatumKey, ReaderId, Revision, SlotId};
+
+/// The state of one reader.
+#[derive(Default)]
+pub struct Reader {
+    interests: BTreeSet<(SlotId, DatumKey)>,
+    behind: Option<BTreeMap<SlotId, Revision>>,
+}
+
+/// Readers and interests of one shard.
+#[derive(Default)]
+pub struct Interests {
+    readers: BTreeMap<ReaderId, Reader>,
+    by_datum: BTreeMap<(SlotId, DatumKey), Vec<ReaderId>>,
+}
+
+impl Interests {
+    /// Lets a reader in, without interests.
+    pub fn open(&mut self, reader: ReaderId) {
+        self.readers.entry(reader).or_default();
+    }
+
+    /// Forgets a reader and all it was interested in.
+    pub fn close(&mut self, reader: ReaderId) {
+        let Some(state) = self.readers.remove(&reader) else { return };
+        for place in state.interests {
+            self.drop_from(place, reader);
+        }
+    }
+
+    /// Adds an interest.
+    pub fn add(&mut self, reader: ReaderId, slot: SlotId, datum: DatumKey) {
+        let Some(state) = self.readers.get_mut(&reader) else { return };
+        if state.interests.insert((slot, datum)) {
+            self.by_datum.entry((slot, datum)).or_default().push(reader);
+        }
+    }
+
+    /// Removes an interest.
+    pub fn remove(&mut self, reader: ReaderId, slot: SlotId, datum: DatumKey) {
+        let Some(state) = self.readers.get_mut(&reader) else { return };
+        if state.interests.remove(&(slot, datum)) {
+            self.drop_from((slot, datum), reader);
+        }
+    }
+
+    /// Readers interested in a data id.
+    pub fn readers(&self, slot: SlotId, datum: DatumKey) -> &[ReaderId] {
+        self.by_datum.get(&(slot, datum)).map_or(&[], Vec::as_slice)
+    }
+
+    /// Whether a reader takes everything at once.
+    pub fn is_in_step(&self, reader: ReaderId) -> bool {
+        self.readers.get(&reader).is_some_and(|state| state.behind.is_none())
+    }
+
+    /// Interests held by all readers together.
+    pub fn len(&self) -> usize {
+        self.readers.values().map(|state| state.interests.len()).sum()
+    }
+
+    /// Whether nobody is interested in anything.
+    pub fn is_empty(&self) -> bool {
+        self.by_datum.is_empty()
+    }
+
+    /// Readers that are behind.
+    pub fn behind(&self) -> usize {
+        self.readers.values().filter(|state| state.behind.is_some()).count()
+    }
+
+    /// From now on the reader takes nothing; `revision_of` tells how far it has got in each slot.
+    pub fn fall_behind(&mut self, reader: ReaderId, revision_of: impl Fn(SlotId) -> Option<Revision>) {
+        let Some(state) = self.readers.get_mut(&reader) else { return };
+        if state.behind.is_none() {
+            let slots: BTreeSet<SlotId> = state.interests.iter().map(|(slot, _)| *slot).collect();
+            let marks = slots.into_iter().filter_map(|slot| Some((slot, revision_of(slot)?))).collect();
+            state.behind = Some(marks);
+        }
+    }
+
+    /// The reader takes changes again: the slots it was reading and how far it had got in each.
+    pub fn catch_up(&mut self, reader: ReaderId) -> BTreeMap<SlotId, Revision> {
+        self.readers.get_mut(&reader).and_then(|state| state.behind.take()).unwrap_or_default()
+    }
+
+    /// The data ids of a slot that a reader is interested in.
+    pub fn of_slot(&self, reader: ReaderId, slot: SlotId) -> impl Iterator<Item = DatumKey> {
+        let range = (slot, DatumKey(0))..=(slot, DatumKey(u64::MAX));
+        self.readers
+            .get(&reader)
+            .into_iter()
+            .flat_map(move |state| state.interests.range(range.clone()).map(|(_, datum)| *datum))
+    }
+
+    fn drop_from(&mut self, place: (SlotId, DatumKey), reader: ReaderId) {
+        if let Some(readers) = self.by_datum.get_mut(&place) {
+            readers.retain(|other| *other != reader);
+            if readers.is_empty() {
+                self.by_datum.remove(&place);
+            }
+        }
+    }
+}

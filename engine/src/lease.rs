@@ -1,0 +1,150 @@
+//! Leases of session incarnations. They count running time: a node that was stopped does not blame its sessions for it.
+//!
+//! Three guards stand between a late session and the removal of its publishers: a gap between two ticks extends every
+//! lease by the gap; whoever drives the shard drains what has arrived before it ticks; and when more than a third of the
+//! sessions (and at least two) would expire together, none does, because then the fault is more likely here.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use crate::{
+    error::Refusal,
+    id::{Nanos, SessionId},
+    limits::ENDED_SESSIONS_MAX,
+};
+
+/// A tick later than this after the one before it extends every lease by the gap.
+pub const TICK_GAP_MAX: u64 = Nanos::SECOND;
+
+/// The leases of all sessions that hold registrations or links here.
+pub struct Leases {
+    duration: u64,
+    expires: BTreeMap<SessionId, Nanos>,
+    ended: BTreeSet<SessionId>,
+    ended_order: VecDeque<SessionId>,
+    last_tick: Option<Nanos>,
+    held_back: usize,
+}
+
+impl Leases {
+    /// Leases of `duration` nanoseconds.
+    pub fn new(duration: u64) -> Self {
+        Self {
+            duration,
+            expires: BTreeMap::new(),
+            ended: BTreeSet::new(),
+            ended_order: VecDeque::new(),
+            last_tick: None,
+            held_back: 0,
+        }
+    }
+
+    /// Starts or renews a lease. An incarnation whose lease has ended stays refused.
+    pub fn renew(&mut self, session: SessionId, now: Nanos) -> Result<(), Refusal> {
+        if self.ended.contains(&session) {
+            return Err(Refusal::SessionEnded);
+        }
+        self.expires.insert(session, now.after(self.duration));
+        Ok(())
+    }
+
+    /// Whether the lease is running.
+    pub fn is_alive(&self, session: SessionId) -> bool {
+        self.expires.contains_key(&session)
+    }
+
+    /// Sessions with a running lease.
+    pub fn alive(&self) -> impl Iterator<Item = SessionId> {
+        self.expires.keys().copied()
+    }
+
+    /// Sessions that are overdue but kept, because too many are overdue together.
+    pub fn held_back(&self) -> usize {
+        self.held_back
+    }
+
+    /// Ends the leases that have run out and returns their sessions.
+    pub fn tick(&mut self, now: Nanos) -> Vec<SessionId> {
+        let gap = self.last_tick.map_or(0, |last| now.since(last));
+        self.last_tick = Some(now);
+        if gap > TICK_GAP_MAX {
+            for expires in self.expires.values_mut() {
+                *expires = expires.after(gap);
+            }
+        }
+        let overdue: Vec<SessionId> =
+            self.expires.iter().filter(|(_, at)| **at <= now).map(|(session, _)| *session).collect();
+        if overdue.len() >= 2 && overdue.len() * 3 > self.expires.len() {
+            self.held_back = overdue.len();
+            return Vec::new();
+        }
+        self.held_back = 0;
+        for session in &overdue {
+            self.end(*session);
+        }
+        overdue
+    }
+
+    /// Ends a lease at once: the session said goodbye.
+    pub fn end(&mut self, session: SessionId) {
+        self.expires.remove(&session);
+        if self.ended.insert(session) {
+            self.ended_order.push_back(session);
+        }
+        if self.ended_order.len() > ENDED_SESSIONS_MAX
+            && let Some(oldest) = self.ended_order.pop_front()
+        {
+            self.ended.remove(&oldest);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LEASE: u64 = 30 * Nanos::SECOND;
+
+    fn at(seconds: u64) -> Nanos {
+        Nanos(seconds * Nanos::SECOND)
+    }
+
+    fn leases(sessions: u64) -> Leases {
+        let mut leases = Leases::new(LEASE);
+        (0..sessions).for_each(|session| leases.renew(SessionId(session), at(0)).unwrap());
+        leases
+    }
+
+    #[test]
+    fn a_silent_session_expires_once_and_is_refused_for_ever() {
+        let mut leases = leases(4);
+        for second in 1..=31 {
+            (1..4).for_each(|session| leases.renew(SessionId(session), at(second)).unwrap());
+            let ended = leases.tick(at(second));
+            assert_eq!(ended, if second == 30 { vec![SessionId(0)] } else { vec![] });
+        }
+        assert_eq!(leases.renew(SessionId(0), at(32)), Err(Refusal::SessionEnded));
+    }
+
+    #[test]
+    fn a_pause_of_the_node_extends_every_lease() {
+        let mut leases = leases(1);
+        leases.tick(at(1));
+        assert!(leases.tick(at(100)).is_empty(), "the 99 s were ours");
+        for second in 101..129 {
+            assert!(leases.tick(at(second)).is_empty());
+        }
+        assert_eq!(leases.tick(at(129)), [SessionId(0)]);
+    }
+
+    #[test]
+    fn more_than_a_third_together_stops_removals() {
+        let mut leases = leases(5);
+        (1..=29).for_each(|second| assert!(leases.tick(at(second)).is_empty()));
+        (2..5).for_each(|session| leases.renew(SessionId(session), at(29)).unwrap());
+        assert!(leases.tick(at(30)).is_empty(), "two of five are held back");
+        assert_eq!(leases.held_back(), 2);
+        leases.renew(SessionId(1), at(30)).unwrap();
+        assert_eq!(leases.tick(at(31)), [SessionId(0)]);
+        assert_eq!(leases.held_back(), 0);
+    }
+}

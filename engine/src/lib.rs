@@ -1,0 +1,36 @@
+//! The store of a Slotcast data node, and the formats that every role shares.
+//!
+//! Nothing here opens a socket, reads a clock, spawns a thread, takes a lock, awaits or draws a random number: time and
+//! bytes come in as arguments, effects go out as values. So the same code runs under a data node, in a benchmark and
+//! in a simulator that replays a whole cluster from a seed.
+//!
+//! The modules are listed in reading order; each uses only those above it.
+#![forbid(unsafe_code)]
+
+pub mod limits;
+
+pub mod id;
+
+pub mod error;
+
+pub mod record;
+
+pub mod arena;
+
+pub mod batch;
+
+pub mod change_log;
+
+pub mod digest;
+
+pub mod slot;
+
+pub mod lease;
+
+pub mod diff;
+
+pub mod compact;
+
+pub mod interest;
+
+pub mod shard;

@@ -1,0 +1,701 @@
+//! The shard: all slots of one core, and the only type a data node holds.
+//!
+//! Call order: any number of `handle_*`, then [`Shard::tick`] when it is time, then [`Shard::seal`] once per turn, then
+//! `poll_*` until each says there is nothing more. Nothing is read between a write and the seal that follows it, so every
+//! list a reader sees is the list at a sealed revision.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use rkyv::util::AlignedVec;
+
+use crate::{
+    batch::{Change, ChangeKind, Durability, Entry, entries},
+    change_log::ChangeLogLimits,
+    compact::{self, Compaction, UTILIZATION_MIN},
+    diff::{self, Answer},
+    digest::Digest,
+    error::Refusal,
+    id::{DataId, DatumKey, Nanos, ReaderId, RegisterId, Revision, SessionId, SlotId, Version},
+    interest::Interests,
+    lease::Leases,
+    limits::BATCH_CHANGES_MAX,
+    slot::{Slot, SlotCounts},
+};
+
+/// What a shard is told at its start.
+#[derive(Debug, Clone)]
+pub struct ShardConfig {
+    /// Slots of the whole cluster, a power of two.
+    pub slot_count: u32,
+    /// This shard's number, below `shards`.
+    pub shard: u32,
+    /// Shards of this node.
+    pub shards: u32,
+    /// First leader epoch; raised when a session has seen a larger one.
+    pub epoch: u32,
+    /// Makes indexes unpredictable from outside.
+    pub seed: u64,
+    /// Lease of a session incarnation, in nanoseconds.
+    pub session_lease: u64,
+    /// How long a fresh leader takes writes before it answers readers, so that the sessions that it does not know yet can
+    /// come back with what they hold (nanoseconds).
+    pub settle: u64,
+    /// Bounds of each slot's change log.
+    pub change_log: ChangeLogLimits,
+    /// Whether records from sessions are validated here too.
+    pub validate: bool,
+    /// Bytes that compaction walks per turn.
+    pub compaction_budget: usize,
+}
+
+/// The outcome of one write frame, to be told once its batches are sealed.
+pub struct Acknowledgement {
+    /// Whose frame it was.
+    pub reader: ReaderId,
+    /// Its sequence.
+    pub sequence: u64,
+    /// For each put and removal in it, in order: the slot's revision that contains it, or why it was refused.
+    pub outcomes: Vec<Result<Revision, Refusal>>,
+}
+
+/// One diff for some readers. Written once, whoever gets it.
+pub struct Push<'a> {
+    /// Who gets it.
+    pub readers: &'a [ReaderId],
+    /// The data id's slot.
+    pub slot: SlotId,
+    /// The data id.
+    pub datum: DatumKey,
+    /// What they lack.
+    pub answer: Answer<'a>,
+}
+
+/// Why a link has to be closed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LinkError {
+    /// The session or the sequence is refused.
+    #[error("{0}")]
+    Refused(#[from] Refusal),
+    /// The reader was never opened.
+    #[error("write on a link that has not introduced itself")]
+    Unknown,
+    /// A write frame that cannot be read.
+    #[error("write frame: {0}")]
+    Malformed(#[from] crate::batch::BatchError),
+}
+
+/// The heartbeat of a session as the shard sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HeartbeatAnswer {
+    /// What the session should confirm in its next heartbeat.
+    pub mark: u64,
+    /// Sessions whose registrations here are known to be complete.
+    pub confirmed: Vec<SessionId>,
+    /// Every session that has not confirmed by now has lost its lease.
+    pub settled: bool,
+    /// Where the session's registrations differ: this shard's digest of them per slot.
+    pub differs: Option<Vec<(SlotId, Digest)>>,
+}
+
+#[derive(Default)]
+struct Link {
+    session: Option<SessionId>,
+    refused_names: BTreeSet<DatumKey>,
+}
+
+struct PendingAck {
+    reader: ReaderId,
+    sequence: u64,
+    outcomes: Vec<Result<SlotId, Refusal>>,
+}
+
+struct Seal {
+    slot: SlotId,
+    previous: Revision,
+    changed: Vec<DatumKey>,
+}
+
+/// Counts since the start.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ShardStats {
+    /// Write entries admitted (also those that changed nothing).
+    pub admitted: u64,
+    /// Write entries refused.
+    pub refused: u64,
+    /// Batches sealed.
+    pub batches: u64,
+    /// Data ids changed, summed over batches.
+    pub changed_datums: u64,
+    /// Diffs handed out, each once however many readers it had.
+    pub diffs: u64,
+    /// Snapshots handed out.
+    pub snapshots: u64,
+    /// Sessions whose lease ended.
+    pub leases_ended: u64,
+    /// Tombstones dropped.
+    pub tombstones_dropped: u64,
+    /// Arena bytes that compaction walked.
+    pub compacted_bytes: u64,
+}
+
+/// All slots of one core.
+pub struct Shard {
+    config: ShardConfig,
+    epoch: u32,
+    slots: BTreeMap<SlotId, Slot>,
+    leases: Leases,
+    sequences: BTreeMap<SessionId, u64>,
+    links: BTreeMap<ReaderId, Link>,
+    interests: Interests,
+    dirty: BTreeSet<SlotId>,
+    acks: VecDeque<PendingAck>,
+    sealed: VecDeque<Seal>,
+    asked: VecDeque<(ReaderId, SlotId, DatumKey, Revision)>,
+    catching_up: VecDeque<(ReaderId, SlotId, Revision)>,
+    ending: VecDeque<(SessionId, SlotId)>,
+    mark: u64,
+    confirmed_marks: BTreeMap<SessionId, u64>,
+    opened_at: Option<Nanos>,
+    now: Nanos,
+    compaction: Option<(SlotId, Compaction)>,
+    compaction_next: SlotId,
+    scratch: AlignedVec,
+    stats: ShardStats,
+}
+
+impl Shard {
+    /// A shard that leads, in a fresh epoch, every slot that maps to it.
+    pub fn new(config: ShardConfig) -> Self {
+        assert!(config.slot_count.is_power_of_two() && config.shard < config.shards && config.epoch > 0);
+        let slots = (0..config.slot_count as u16)
+            .map(SlotId)
+            .filter(|slot| slot.shard(config.shards) == config.shard)
+            .map(|slot| {
+                (slot, Slot::open(slot, config.epoch, config.shards, config.seed, config.change_log))
+            })
+            .collect();
+        Self {
+            epoch: config.epoch,
+            leases: Leases::new(config.session_lease),
+            slots,
+            sequences: BTreeMap::new(),
+            links: BTreeMap::new(),
+            interests: Interests::default(),
+            dirty: BTreeSet::new(),
+            acks: VecDeque::new(),
+            sealed: VecDeque::new(),
+            asked: VecDeque::new(),
+            catching_up: VecDeque::new(),
+            ending: VecDeque::new(),
+            mark: 1,
+            confirmed_marks: BTreeMap::new(),
+            opened_at: None,
+            now: Nanos(0),
+            compaction: None,
+            compaction_next: SlotId(0),
+            scratch: AlignedVec::new(),
+            stats: ShardStats::default(),
+            config,
+        }
+    }
+
+    /// The leader epoch of this shard's slots.
+    pub fn epoch(&self) -> u32 {
+        self.epoch
+    }
+
+    /// Counts since the start.
+    pub fn stats(&self) -> ShardStats {
+        self.stats
+    }
+
+    /// The slots held.
+    pub fn slots(&self) -> impl Iterator<Item = &Slot> {
+        self.slots.values()
+    }
+
+    /// Counts and bytes over all slots.
+    pub fn counts(&self) -> SlotCounts {
+        self.slots.values().map(Slot::counts).fold(SlotCounts::default(), |mut sum, counts| {
+            sum.datums += counts.datums;
+            sum.publishers += counts.publishers;
+            sum.tombstones += counts.tombstones;
+            sum.log_entries += counts.log_entries;
+            sum.arena.live += counts.arena.live;
+            sum.arena.dead += counts.arena.dead;
+            sum.arena.free += counts.arena.free;
+            sum
+        })
+    }
+
+    /// Interests, readers that are behind, and sessions whose overdue leases are kept.
+    pub fn reader_counts(&self) -> (usize, usize, usize) {
+        (self.interests.len(), self.interests.behind(), self.leases.held_back())
+    }
+
+    /// Whether readers are answered yet (see [`ShardConfig::settle`]).
+    pub fn is_serving(&self) -> bool {
+        self.opened_at.is_some_and(|opened| self.now.since(opened) >= self.config.settle)
+    }
+
+    /// A session's link comes up. `epoch_seen` is the largest leader epoch the session has seen of this shard's slots:
+    /// this shard then moves to a larger one unless it was told in this run (`same_run`). Returns the last write sequence
+    /// taken from this incarnation.
+    pub fn handle_link_open(
+        &mut self,
+        reader: ReaderId,
+        session: SessionId,
+        epoch_seen: u32,
+        same_run: bool,
+        now: Nanos,
+    ) -> Result<u64, Refusal> {
+        self.now = now;
+        self.leases.renew(session, now)?;
+        if !same_run && epoch_seen >= self.epoch {
+            self.raise_epoch(epoch_seen + 1);
+        }
+        self.opened_at.get_or_insert(now);
+        self.links.insert(reader, Link { session: Some(session), refused_names: BTreeSet::new() });
+        self.interests.open(reader);
+        Ok(*self.sequences.entry(session).or_insert(0))
+    }
+
+    /// A link is gone. The session's lease runs on.
+    pub fn handle_link_close(&mut self, reader: ReaderId) {
+        self.links.remove(&reader);
+        self.interests.close(reader);
+        self.asked.retain(|(other, ..)| *other != reader);
+        self.catching_up.retain(|(other, ..)| *other != reader);
+        self.acks.retain(|ack| ack.reader != reader);
+    }
+
+    /// The session behind a link leaves for good; its registrations go at once.
+    pub fn handle_goodbye(&mut self, reader: ReaderId) {
+        if let Some(session) = self.links.get(&reader).and_then(|link| link.session) {
+            self.leases.end(session);
+            self.end_session(session);
+        }
+    }
+
+    /// A write frame: change entries one behind the other. Each put and removal is decided on its own; the frame is
+    /// refused as a whole only if it cannot be read or its sequence is not the next one.
+    pub fn handle_write(
+        &mut self,
+        reader: ReaderId,
+        sequence: u64,
+        bytes: &[u8],
+        now: Nanos,
+    ) -> Result<(), LinkError> {
+        self.now = now;
+        let session = self.session_of(reader)?;
+        self.leases.renew(session, now)?;
+        let last = self.sequences.entry(session).or_insert(0);
+        if sequence != *last + 1 {
+            return Err(Refusal::SequenceBroken.into());
+        }
+        for entry in entries(bytes) {
+            entry?;
+        }
+        *last = sequence;
+        let mut outcomes = Vec::new();
+        for entry in entries(bytes) {
+            let entry = entry?;
+            let slot = entry.change.datum.slot(self.config.slot_count);
+            let outcome = self.admit(reader, session, slot, entry);
+            match outcome {
+                Ok(()) => self.stats.admitted += 1,
+                Err(_) => self.stats.refused += 1,
+            }
+            if entry.change.kind != ChangeKind::Name {
+                outcomes.push(outcome.map(|()| slot));
+            }
+        }
+        self.acks.push_back(PendingAck { reader, sequence, outcomes });
+        Ok(())
+    }
+
+    /// A reader wants a data id, of which it holds the state at `since` (zero: nothing, or not from this run). The first
+    /// answer comes with the next pushes and is complete.
+    pub fn handle_interest(
+        &mut self,
+        reader: ReaderId,
+        id: &DataId,
+        since: Revision,
+    ) -> Result<(), Refusal> {
+        let datum = id.key();
+        let slot = datum.slot(self.config.slot_count);
+        let held = self.slots.get(&slot).ok_or(Refusal::SlotMoved)?;
+        if held.collides(datum, id.as_bytes()) {
+            return Err(Refusal::KeyCollision);
+        }
+        self.interests.add(reader, slot, datum);
+        self.asked.push_back((reader, slot, datum, since));
+        Ok(())
+    }
+
+    /// A reader no longer wants a data id.
+    pub fn handle_uninterest(&mut self, reader: ReaderId, datum: DatumKey) {
+        let slot = datum.slot(self.config.slot_count);
+        self.interests.remove(reader, slot, datum);
+        self.asked.retain(|(other, _, wanted, _)| (*other, *wanted) != (reader, datum));
+    }
+
+    /// The reader's link cannot take more for now.
+    pub fn handle_reader_blocked(&mut self, reader: ReaderId) {
+        let slots = &self.slots;
+        self.interests.fall_behind(reader, |slot| slots.get(&slot).map(Slot::revision));
+    }
+
+    /// The reader's link can take more again.
+    pub fn handle_reader_writable(&mut self, reader: ReaderId) {
+        for (slot, revision) in self.interests.catch_up(reader) {
+            self.catching_up.push_back((reader, slot, revision));
+        }
+    }
+
+    /// A session's heartbeat: it confirms `mark` and tells the digest of everything it holds on this shard.
+    pub fn handle_heartbeat(
+        &mut self,
+        reader: ReaderId,
+        mark: u64,
+        digest: Digest,
+        now: Nanos,
+    ) -> Result<HeartbeatAnswer, LinkError> {
+        self.now = now;
+        let session = self.session_of(reader)?;
+        self.leases.renew(session, now)?;
+        let per_slot: Vec<(SlotId, Digest)> = self
+            .slots
+            .iter()
+            .map(|(id, slot)| (*id, slot.session_digest(session)))
+            .filter(|(_, digest)| !digest.is_empty())
+            .collect();
+        let mine = per_slot.iter().fold(Digest::default(), |sum, (_, digest)| Digest {
+            sum: sum.sum.wrapping_add(digest.sum),
+            count: sum.count + digest.count,
+        });
+        let same = mine == digest;
+        if same {
+            let confirmed = self.confirmed_marks.entry(session).or_insert(0);
+            *confirmed = (*confirmed).max(mark);
+        }
+        Ok(HeartbeatAnswer {
+            mark: self.mark,
+            confirmed: self.confirmed_marks.keys().copied().collect(),
+            settled: self
+                .opened_at
+                .is_some_and(|opened| now.since(opened) > self.config.session_lease),
+            differs: (!same).then_some(per_slot),
+        })
+    }
+
+    /// The digests of what the session behind a link owns in a slot, by data id.
+    pub fn handle_digest_request(
+        &self,
+        reader: ReaderId,
+        slot: SlotId,
+    ) -> Result<BTreeMap<DatumKey, Digest>, LinkError> {
+        let session = self.session_of(reader)?;
+        Ok(self.slots.get(&slot).map(|slot| slot.session_datum_digests(session)).unwrap_or_default())
+    }
+
+    /// The session tells every registration it holds of a data id; what else it is taken to own there goes. Travels in
+    /// link order with its writes, so nothing that is still under way is lost.
+    pub fn handle_holds(
+        &mut self,
+        reader: ReaderId,
+        datum: DatumKey,
+        registers: &BTreeSet<RegisterId>,
+    ) -> Result<usize, LinkError> {
+        let session = self.session_of(reader)?;
+        let (slot_id, mark) = (datum.slot(self.config.slot_count), self.mark);
+        let Some(slot) = self.slots.get_mut(&slot_id) else { return Ok(0) };
+        let surplus: Vec<(RegisterId, Version)> = slot
+            .session_registers(session, datum)
+            .filter(|(register, _)| !registers.contains(register))
+            .collect();
+        for (register, version) in &surplus {
+            let change = Change {
+                kind: ChangeKind::Remove,
+                durability: Durability::Ephemeral,
+                datum,
+                register: *register,
+                version: *version,
+                epoch: 0,
+                owner: session,
+            };
+            let _ = slot.admit_remove(&change, mark);
+        }
+        if !surplus.is_empty() {
+            self.dirty.insert(slot_id);
+        }
+        Ok(surplus.len())
+    }
+
+    /// Time passes: leases end, tombstones that everybody has confirmed go, compaction walks on. What has arrived is to be
+    /// handled before.
+    pub fn tick(&mut self, now: Nanos) {
+        self.now = now;
+        for session in self.leases.tick(now) {
+            self.stats.leases_ended += 1;
+            self.end_session(session);
+        }
+        let lowest = self
+            .leases
+            .alive()
+            .map(|session| self.confirmed_marks.get(&session).copied().unwrap_or(0))
+            .min()
+            .unwrap_or(self.mark);
+        for (id, slot) in &mut self.slots {
+            let forgotten = slot.forget_tombstones(lowest);
+            if forgotten > 0 {
+                self.stats.tombstones_dropped += forgotten as u64;
+                self.dirty.insert(*id);
+            }
+        }
+        self.mark += 1;
+        self.compact();
+    }
+
+    /// Ends a turn: seals the open batch of every slot that was written to. Returns the batches sealed.
+    pub fn seal(&mut self, now: Nanos) -> usize {
+        self.now = now;
+        self.end_some_registrations();
+        let before = self.stats.batches;
+        for id in std::mem::take(&mut self.dirty) {
+            self.seal_slot(id, now);
+        }
+        (self.stats.batches - before) as usize
+    }
+
+    /// The next outcome of a write frame.
+    pub fn poll_ack(&mut self) -> Option<Acknowledgement> {
+        let pending = self.acks.pop_front()?;
+        let outcomes = pending
+            .outcomes
+            .into_iter()
+            .map(|outcome| outcome.map(|slot| self.slots.get(&slot).map_or(Revision::ZERO, Slot::revision)))
+            .collect();
+        Some(Acknowledgement { reader: pending.reader, sequence: pending.sequence, outcomes })
+    }
+
+    /// Hands every diff that is due to `deliver`. Call after [`Shard::seal`].
+    pub fn poll_push(&mut self, mut deliver: impl FnMut(Push<'_>)) {
+        debug_assert!(self.dirty.is_empty(), "seal before reading");
+        if !self.is_serving() {
+            return;
+        }
+        let mut in_step = Vec::new();
+        while let Some(seal) = self.sealed.pop_front() {
+            let Some(slot) = self.slots.get(&seal.slot) else { continue };
+            for datum in seal.changed {
+                in_step.clear();
+                in_step.extend(
+                    self.interests
+                        .readers(seal.slot, datum)
+                        .iter()
+                        .filter(|reader| self.interests.is_in_step(**reader))
+                        .filter(|reader| !is_asked(&self.asked, **reader, datum)),
+                );
+                if !in_step.is_empty() {
+                    let answer = diff::collect(slot, datum, seal.previous);
+                    count(&mut self.stats, &answer);
+                    deliver(Push { readers: &in_step, slot: seal.slot, datum, answer });
+                }
+            }
+        }
+        while let Some((reader, slot_id, since)) = self.catching_up.pop_front() {
+            let Some(slot) = self.slots.get(&slot_id) else { continue };
+            for datum in changed_since(slot, since, &self.interests, reader) {
+                if !is_asked(&self.asked, reader, datum) {
+                    let answer = diff::collect(slot, datum, since);
+                    count(&mut self.stats, &answer);
+                    deliver(Push { readers: &[reader], slot: slot_id, datum, answer });
+                }
+            }
+        }
+        let mut later = VecDeque::new();
+        while let Some((reader, slot_id, datum, since)) = self.asked.pop_front() {
+            if !self.interests.is_in_step(reader) {
+                later.push_back((reader, slot_id, datum, since));
+                continue;
+            }
+            let Some(slot) = self.slots.get(&slot_id) else { continue };
+            let answer = diff::collect(slot, datum, since);
+            count(&mut self.stats, &answer);
+            deliver(Push { readers: &[reader], slot: slot_id, datum, answer });
+        }
+        self.asked = later;
+    }
+
+    fn admit(
+        &mut self,
+        reader: ReaderId,
+        session: SessionId,
+        slot_id: SlotId,
+        entry: Entry<'_>,
+    ) -> Result<(), Refusal> {
+        let change = entry.change;
+        let (mark, now) = (self.mark, self.now);
+        if self.slots.get(&slot_id).is_some_and(|slot| slot.open_changes() >= BATCH_CHANGES_MAX) {
+            self.seal_slot(slot_id, now);
+        }
+        let slot = self.slots.get_mut(&slot_id).ok_or(Refusal::SlotMoved)?;
+        if change.epoch != 0 && change.epoch != slot.revision().epoch() {
+            return Err(Refusal::EpochMismatch);
+        }
+        if change.durability == Durability::Persistent {
+            return Err(Refusal::PersistentUnavailable);
+        }
+        let link = self.links.entry(reader).or_default();
+        let outcome = match change.kind {
+            ChangeKind::Name => {
+                let id = entry.name().map(DataId::from_canonical);
+                match id {
+                    Some(Ok(id)) if id.key() == change.datum => match slot.admit_name(entry) {
+                        Ok(()) => {
+                            link.refused_names.remove(&change.datum);
+                            Ok(())
+                        }
+                        Err(refusal) => {
+                            link.refused_names.insert(change.datum);
+                            Err(refusal)
+                        }
+                    },
+                    _ => Err(Refusal::NameInvalid),
+                }
+            }
+            _ if change.owner != session => Err(Refusal::NotOwner),
+            _ if link.refused_names.contains(&change.datum) => Err(Refusal::KeyCollision),
+            ChangeKind::Put => {
+                let record = entry.record().ok_or(Refusal::RecordInvalid)?;
+                let client = if self.config.validate {
+                    record.validate(&mut self.scratch).map_err(|_| Refusal::RecordInvalid)?.0
+                } else {
+                    record.instance().map_err(|_| Refusal::RecordInvalid)?.client
+                };
+                slot.admit_put(entry, client)
+            }
+            ChangeKind::Remove => slot.admit_remove(&change, mark),
+            ChangeKind::Touch | ChangeKind::Forget => Err(Refusal::RecordInvalid),
+        };
+        if slot.open_changes() > 0 {
+            self.dirty.insert(slot_id);
+        }
+        outcome
+    }
+
+    fn seal_slot(&mut self, id: SlotId, now: Nanos) {
+        let Some(slot) = self.slots.get_mut(&id) else { return };
+        let Some(sealed) = slot.seal(now) else { return };
+        slot.recycle(sealed.batch);
+        self.stats.batches += 1;
+        self.stats.changed_datums += sealed.changed.len() as u64;
+        if !sealed.changed.is_empty() {
+            self.sealed.push_back(Seal { slot: id, previous: sealed.previous, changed: sealed.changed });
+        }
+    }
+
+    fn session_of(&self, reader: ReaderId) -> Result<SessionId, LinkError> {
+        self.links.get(&reader).and_then(|link| link.session).ok_or(LinkError::Unknown)
+    }
+
+    fn raise_epoch(&mut self, epoch: u32) {
+        self.epoch = epoch;
+        let now = self.now;
+        for id in self.slots.keys().copied().collect::<Vec<_>>() {
+            self.seal_slot(id, now);
+        }
+        self.dirty.clear();
+        for slot in self.slots.values_mut() {
+            slot.reopen(epoch);
+        }
+    }
+
+    fn end_session(&mut self, session: SessionId) {
+        self.confirmed_marks.remove(&session);
+        self.sequences.remove(&session);
+        for id in self.slots.keys() {
+            self.ending.push_back((session, *id));
+        }
+    }
+
+    /// Removes registrations of ended sessions, some slots per turn.
+    fn end_some_registrations(&mut self) {
+        let mut budget = BATCH_CHANGES_MAX;
+        while budget > 0 {
+            let Some((session, id)) = self.ending.pop_front() else { break };
+            let mark = self.mark;
+            let Some(slot) = self.slots.get_mut(&id) else { continue };
+            let removed = slot.remove_session(session, mark);
+            if removed > 0 {
+                self.dirty.insert(id);
+            }
+            budget = budget.saturating_sub(removed + 1);
+        }
+    }
+
+    /// Whether [`Shard::seal`] has work left over from this turn.
+    pub fn has_backlog(&self) -> bool {
+        !self.ending.is_empty()
+    }
+
+    fn compact(&mut self) {
+        let mut budget = self.config.compaction_budget;
+        while budget > 0 {
+            let (id, mut compaction) = match self.compaction.take() {
+                Some(under_way) => under_way,
+                None => match self.next_compaction() {
+                    Some(chosen) => chosen,
+                    None => return,
+                },
+            };
+            let Some(slot) = self.slots.get_mut(&id) else { return };
+            let step = budget.min(64 * 1024);
+            if !compaction.step(slot, step) {
+                self.compaction = Some((id, compaction));
+            }
+            self.stats.compacted_bytes += step as u64;
+            budget -= step;
+        }
+    }
+
+    fn next_compaction(&mut self) -> Option<(SlotId, Compaction)> {
+        let from = self.compaction_next;
+        let ahead = self.slots.range(from..).chain(self.slots.range(..from));
+        let found = ahead
+            .filter_map(|(id, slot)| Some((*id, compact::choose(&slot.arena, UTILIZATION_MIN)?)))
+            .next();
+        self.compaction_next = found.map_or(SlotId(0), |(id, _)| id);
+        found
+    }
+}
+
+fn is_asked(asked: &VecDeque<(ReaderId, SlotId, DatumKey, Revision)>, reader: ReaderId, datum: DatumKey) -> bool {
+    asked.iter().any(|(other, _, wanted, _)| (*other, *wanted) == (reader, datum))
+}
+
+fn count(stats: &mut ShardStats, answer: &Answer<'_>) {
+    if answer.is_snapshot {
+        stats.snapshots += 1;
+    } else {
+        stats.diffs += 1;
+    }
+}
+
+/// The data ids of a slot that changed after `since` and that `reader` wants; all it wants if the log no longer knows.
+fn changed_since(
+    slot: &Slot,
+    since: Revision,
+    interests: &Interests,
+    reader: ReaderId,
+) -> BTreeSet<DatumKey> {
+    if since < slot.log().floor() {
+        return interests.of_slot(reader, slot.id()).collect();
+    }
+    slot.log()
+        .changes(since)
+        .map(|entry| slot.datum_key(entry.datum))
+        .filter(|datum| interests.readers(slot.id(), *datum).contains(&reader))
+        .collect()
+}

@@ -1,0 +1,797 @@
+//! One slot: the registrations of a hash range of data ids, and their history.
+//!
+//! A leader *admits* writes: it decides which write wins, copies the winning entry into the open batch and applies it. A
+//! follower or a recovery *applies* the entries of a sealed batch. Both end in the same [`Slot::apply`].
+//!
+//! Invariant: readers only ever see sealed revisions; between a first admitted write and [`Slot::seal`] nothing is read.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use hashbrown::HashTable;
+
+use crate::{
+    arena::{Arena, ArenaBytes, Location},
+    batch::{Change, ChangeKind, Durability, Entry, OpenBatch, write_change},
+    change_log::{ChangeLog, ChangeLogLimits, Position},
+    digest::{Digest, fingerprint},
+    error::Refusal,
+    id::{DatumKey, Nanos, RegisterId, Revision, SessionId, SlotId, Version, mix64},
+    limits::{DATUM_BYTES_MAX, DATUM_PUBLISHERS_MAX},
+    record::Record,
+};
+
+const NIL: u32 = u32::MAX;
+
+/// A registration: what may change about it, and where its record lies.
+#[derive(Clone, Copy)]
+pub(crate) struct Publication {
+    pub(crate) register: RegisterId,
+    number: u64,
+    owner: SessionId,
+    place: Place,
+    attach: u32,
+    datum: u32,
+    before: u32,
+    after: u32,
+}
+
+#[derive(Clone, Copy)]
+enum Place {
+    Vacant,
+    Live(Location),
+    Tombstone,
+}
+
+/// A data id with its publishers.
+struct Datum {
+    key: DatumKey,
+    name: Box<[u8]>,
+    head: u32,
+    publishers: u32,
+    tombstones: u32,
+    bytes: usize,
+    last_change: Revision,
+    latest: Option<Position>,
+}
+
+struct Touched {
+    datum: u32,
+    register: RegisterId,
+    before: Option<u64>,
+}
+
+struct Tombstone {
+    mark: u64,
+    datum: DatumKey,
+    register: RegisterId,
+    version: Version,
+}
+
+/// What sealing a batch made.
+pub struct Sealed {
+    /// The sealed batch, for journal and followers.
+    pub batch: Vec<u8>,
+    /// The slot's revision before it.
+    pub previous: Revision,
+    /// The data ids whose lists it changed.
+    pub changed: Vec<DatumKey>,
+}
+
+/// Counts and bytes of a slot.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SlotCounts {
+    /// Data ids known by name.
+    pub datums: usize,
+    /// Live registrations.
+    pub publishers: usize,
+    /// Removed registrations whose version is still remembered.
+    pub tombstones: usize,
+    /// Entries of the change log.
+    pub log_entries: usize,
+    /// Arena memory.
+    pub arena: ArenaBytes,
+}
+
+/// The registrations of one slot.
+pub struct Slot {
+    id: SlotId,
+    shards: u32,
+    seed: u64,
+    revision: Revision,
+    datums: Vec<Option<Datum>>,
+    datums_vacant: Vec<u32>,
+    datum_index: HashTable<u32>,
+    publications: Vec<Publication>,
+    publications_vacant: u32,
+    publication_index: HashTable<u32>,
+    publishers: usize,
+    pub(crate) arena: Arena,
+    log: ChangeLog,
+    log_limits: ChangeLogLimits,
+    open: OpenBatch,
+    touched: Vec<Touched>,
+    digest: Digest,
+    session_digests: BTreeMap<SessionId, Digest>,
+    tombstones: VecDeque<Tombstone>,
+    idle: VecDeque<u32>,
+}
+
+impl Slot {
+    /// An empty slot whose leader opens `epoch`. `shards` is the node's shard count, told in every batch; `seed` makes the
+    /// index unpredictable to whoever chooses register ids.
+    pub fn open(id: SlotId, epoch: u32, shards: u32, seed: u64, log_limits: ChangeLogLimits) -> Self {
+        let revision = Revision::open(epoch);
+        Self {
+            id,
+            shards,
+            seed,
+            revision,
+            datums: Vec::new(),
+            datums_vacant: Vec::new(),
+            datum_index: HashTable::new(),
+            publications: Vec::new(),
+            publications_vacant: NIL,
+            publication_index: HashTable::new(),
+            publishers: 0,
+            arena: Arena::default(),
+            log: ChangeLog::starting_at(revision),
+            log_limits,
+            open: OpenBatch::default(),
+            touched: Vec::new(),
+            digest: Digest::default(),
+            session_digests: BTreeMap::new(),
+            tombstones: VecDeque::new(),
+            idle: VecDeque::new(),
+        }
+    }
+
+    /// The slot's number.
+    pub fn id(&self) -> SlotId {
+        self.id
+    }
+
+    /// The latest sealed revision.
+    pub fn revision(&self) -> Revision {
+        self.revision
+    }
+
+    /// The change log.
+    pub fn log(&self) -> &ChangeLog {
+        &self.log
+    }
+
+    /// Digest over all live registrations.
+    pub fn digest(&self) -> Digest {
+        self.digest
+    }
+
+    /// Digest over the live registrations that `session` owns.
+    pub fn session_digest(&self, session: SessionId) -> Digest {
+        self.session_digests.get(&session).copied().unwrap_or_default()
+    }
+
+    /// Changes waiting to be sealed.
+    pub fn open_changes(&self) -> usize {
+        self.open.changes()
+    }
+
+    /// Live registrations.
+    pub fn publishers(&self) -> usize {
+        self.publishers
+    }
+
+    /// Counts and bytes.
+    pub fn counts(&self) -> SlotCounts {
+        SlotCounts {
+            datums: self.datum_index.len(),
+            publishers: self.publishers,
+            tombstones: self.tombstones.len(),
+            log_entries: self.log.len(),
+            arena: self.arena.bytes(),
+        }
+    }
+
+    /// Names the data id behind a key. Refused when another data id holds the key.
+    pub fn admit_name(&mut self, entry: Entry<'_>) -> Result<(), Refusal> {
+        let name = entry.name().ok_or(Refusal::RecordInvalid)?;
+        match self.find_datum(entry.change.datum) {
+            Some(index) if &*self.datum(index).name == name => Ok(()),
+            Some(_) => Err(Refusal::KeyCollision),
+            None => {
+                self.open.push(entry);
+                self.apply(entry, 0);
+                Ok(())
+            }
+        }
+    }
+
+    /// Admits a put of a session: the larger (publisher version, attach count) wins, and equal content changes nothing
+    /// but the version. `client` is the publishing client that the record names.
+    pub fn admit_put(&mut self, entry: Entry<'_>, client: u64) -> Result<(), Refusal> {
+        let (change, record) = (entry.change, entry.record().ok_or(Refusal::RecordInvalid)?);
+        let datum = self.find_datum(change.datum).ok_or(Refusal::NameUnknown)?;
+        let mut replaced_bytes = 0;
+        match self.find(change.datum, change.register).map(|index| (index, self.publication(index))) {
+            Some((_, publication)) if matches!(publication.place, Place::Tombstone) => {
+                if change.version <= publication.version() {
+                    return Err(Refusal::Superseded);
+                }
+            }
+            Some((index, publication)) => {
+                let stored = self.record(index);
+                if stored.access().map_err(|_| Refusal::RecordInvalid)?.client.to_native() != client {
+                    return Err(Refusal::ForeignRegistration);
+                }
+                if change.version < publication.version() {
+                    return Err(Refusal::Superseded);
+                }
+                if change.version == publication.version() {
+                    return Ok(());
+                }
+                if stored.checksum() == record.checksum() {
+                    let touch = Change { kind: ChangeKind::Touch, ..change };
+                    self.write(|out| write_change(out, &touch));
+                    self.apply_change(&touch, None, 0);
+                    return Ok(());
+                }
+                replaced_bytes = stored.bytes().len();
+            }
+            None => {}
+        }
+        let held = self.datum(datum);
+        let full = replaced_bytes == 0 && held.publishers as usize >= DATUM_PUBLISHERS_MAX;
+        if full || held.bytes - replaced_bytes + record.bytes().len() > DATUM_BYTES_MAX {
+            return Err(Refusal::DatumFull);
+        }
+        self.open.push(entry);
+        self.apply(entry, 0);
+        Ok(())
+    }
+
+    /// Admits a removal. Only the owning session incarnation removes; an unknown registration is no error. `mark` says
+    /// when the tombstone may go (see [`Slot::forget_tombstones`]).
+    pub fn admit_remove(&mut self, change: &Change, mark: u64) -> Result<(), Refusal> {
+        let Some(index) = self.find(change.datum, change.register) else { return Ok(()) };
+        let publication = self.publication(index);
+        if matches!(publication.place, Place::Tombstone) {
+            return Ok(());
+        }
+        if publication.owner != change.owner {
+            return Err(Refusal::NotOwner);
+        }
+        if change.version < publication.version() {
+            return Err(Refusal::Superseded);
+        }
+        let remove = Change { kind: ChangeKind::Remove, ..*change };
+        self.write(|out| write_change(out, &remove));
+        self.apply_change(&remove, None, mark);
+        Ok(())
+    }
+
+    /// Removes every ephemeral registration that `session` owns: its lease has ended. Returns how many.
+    pub fn remove_session(&mut self, session: SessionId, mark: u64) -> usize {
+        if self.session_digest(session).is_empty() {
+            return 0;
+        }
+        let owned: Vec<Change> = self
+            .live()
+            .filter(|(_, publication)| publication.owner == session)
+            .map(|(_, publication)| self.removal_of(publication))
+            .collect();
+        for change in &owned {
+            self.write(|out| write_change(out, change));
+            self.apply_change(change, None, mark);
+        }
+        owned.len()
+    }
+
+    /// Drops the tombstones marked below `mark`: every live session has confirmed a write sequence that it sent after it
+    /// could learn of them. Returns how many went.
+    pub fn forget_tombstones(&mut self, mark: u64) -> usize {
+        let mut forgotten = 0;
+        while self.tombstones.front().is_some_and(|tombstone| tombstone.mark < mark) {
+            let Some(tombstone) = self.tombstones.pop_front() else { break };
+            let Some(index) = self.find(tombstone.datum, tombstone.register) else { continue };
+            let publication = self.publication(index);
+            let same = publication.version() == tombstone.version;
+            if same && matches!(publication.place, Place::Tombstone) {
+                let forget = Change {
+                    kind: ChangeKind::Forget,
+                    durability: Durability::Ephemeral,
+                    datum: tombstone.datum,
+                    register: tombstone.register,
+                    version: tombstone.version,
+                    epoch: 0,
+                    owner: publication.owner,
+                };
+                self.write(|out| write_change(out, &forget));
+                self.apply_change(&forget, None, 0);
+                forgotten += 1;
+            }
+        }
+        forgotten
+    }
+
+    /// Applies an entry that a leader admitted. `mark` is kept with a tombstone.
+    pub fn apply(&mut self, entry: Entry<'_>, mark: u64) {
+        if let Some(name) = entry.name() {
+            if self.find_datum(entry.change.datum).is_none() {
+                let index = self.insert_datum(entry.change.datum, name);
+                self.idle.push_back(index);
+            }
+            return;
+        }
+        self.apply_change(&entry.change, entry.record(), mark);
+    }
+
+    /// Seals the open batch, if there is one: its changes become one revision. Changes that cancelled each other out within
+    /// the batch do not enter the history.
+    pub fn seal(&mut self, now: Nanos) -> Option<Sealed> {
+        if self.open.changes() == 0 {
+            return None;
+        }
+        let (previous, revision) = (self.revision, self.revision.next());
+        let batch = self.open.seal(self.id, previous, revision, self.shards);
+        self.revision = revision;
+        debug_assert!(crate::batch::Batch::read(&batch).is_ok());
+        let changed = self.log_touched(revision, now);
+        self.log.trim(&self.log_limits, now);
+        self.drop_idle_datums();
+        Some(Sealed { batch, previous, changed })
+    }
+
+    /// Opens a larger epoch in the same history: readers of this run stay in step, and no revision of another run can be
+    /// mistaken for one of this.
+    pub fn reopen(&mut self, epoch: u32) {
+        assert!(epoch > self.revision.epoch() && self.open.changes() == 0);
+        self.revision = Revision::open(epoch);
+    }
+
+    /// Gives the memory of a batch back that nobody needs any more.
+    pub fn recycle(&mut self, batch: Vec<u8>) {
+        self.open.recycle(batch);
+    }
+
+    /// Whether `key` is known here under another name than `name`.
+    pub fn collides(&self, key: DatumKey, name: &[u8]) -> bool {
+        self.find_datum(key).is_some_and(|index| &*self.datum(index).name != name)
+    }
+
+    /// Revision of the last change, latest log position and live publishers of a data id.
+    pub(crate) fn datum_state(&self, key: DatumKey) -> Option<(Revision, Option<Position>, usize)> {
+        self.find_datum(key).map(|index| {
+            let datum = self.datum(index);
+            (datum.last_change, datum.latest, datum.publishers as usize)
+        })
+    }
+
+    /// The key of a data id that a log entry names by number.
+    pub(crate) fn datum_key(&self, datum: u32) -> DatumKey {
+        self.datum(datum).key
+    }
+
+    /// The live record and owner of a registration.
+    pub fn get(&self, datum: DatumKey, register: RegisterId) -> Option<(Record<'_>, SessionId)> {
+        let index = self.find(datum, register)?;
+        let publication = self.publication(index);
+        matches!(publication.place, Place::Live(_)).then(|| (self.record(index), publication.owner))
+    }
+
+    /// Version of a registration, and whether it is live rather than a tombstone.
+    pub fn version(&self, datum: DatumKey, register: RegisterId) -> Option<(Version, bool)> {
+        let publication = self.publication(self.find(datum, register)?);
+        Some((publication.version(), matches!(publication.place, Place::Live(_))))
+    }
+
+    /// All live records of a data id with their owners, in no order.
+    pub fn records(&self, datum: DatumKey) -> impl Iterator<Item = (Record<'_>, SessionId)> {
+        let mut next = self.find_datum(datum).map_or(NIL, |index| self.datum(index).head);
+        std::iter::from_fn(move || {
+            if next == NIL {
+                return None;
+            }
+            let index = next;
+            let publication = self.publication(index);
+            next = publication.after;
+            Some((self.record(index), publication.owner))
+        })
+    }
+
+    /// The data ids in which `session` owns registrations, each with the digest over those.
+    pub fn session_datum_digests(&self, session: SessionId) -> BTreeMap<DatumKey, Digest> {
+        let mut digests: BTreeMap<DatumKey, Digest> = BTreeMap::new();
+        for (index, publication) in self.live().filter(|(_, publication)| publication.owner == session) {
+            let key = self.datum(publication.datum).key;
+            digests.entry(key).or_default().add(self.fingerprint_of(index));
+        }
+        digests
+    }
+
+    /// The registrations of a data id that `session` owns, with their versions.
+    pub fn session_registers(
+        &self,
+        session: SessionId,
+        datum: DatumKey,
+    ) -> impl Iterator<Item = (RegisterId, Version)> {
+        let mut next = self.find_datum(datum).map_or(NIL, |index| self.datum(index).head);
+        std::iter::from_fn(move || {
+            while next != NIL {
+                let publication = self.publication(next);
+                next = publication.after;
+                if publication.owner == session {
+                    return Some((publication.register, publication.version()));
+                }
+            }
+            None
+        })
+    }
+
+    /// Every known data id: canonical name and live publishers.
+    pub fn datums(&self) -> impl Iterator<Item = (DatumKey, &[u8], usize)> {
+        self.datums
+            .iter()
+            .flatten()
+            .map(|datum| (datum.key, &*datum.name, datum.publishers as usize))
+    }
+
+    /// Points the registration of `record` to its new place, if the index still holds it at `from`.
+    pub(crate) fn relocate(&mut self, from: Location, datum: DatumKey, register: RegisterId) -> bool {
+        let Some(index) = self.find(datum, register) else { return false };
+        if !matches!(self.publication(index).place, Place::Live(at) if at == from) {
+            return false;
+        }
+        let copy = self.arena.get(from).to_aligned();
+        let to = self.arena.append(Record::trusted(&copy));
+        self.publications[index as usize].place = Place::Live(to);
+        self.arena.release(from);
+        true
+    }
+
+    fn write(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
+        self.open.append(write);
+    }
+
+    fn removal_of(&self, publication: &Publication) -> Change {
+        Change {
+            kind: ChangeKind::Remove,
+            durability: Durability::Ephemeral,
+            datum: self.datum(publication.datum).key,
+            register: publication.register,
+            version: publication.version(),
+            epoch: 0,
+            owner: publication.owner,
+        }
+    }
+
+    fn apply_change(&mut self, change: &Change, record: Option<Record<'_>>, mark: u64) {
+        match (change.kind, record) {
+            (ChangeKind::Put, Some(record)) => self.apply_put(change, record),
+            (ChangeKind::Touch, _) => {
+                let Some(index) = self.find(change.datum, change.register) else { return };
+                self.leave_digest(index);
+                let publication = &mut self.publications[index as usize];
+                (publication.number, publication.attach) = (change.version.number, change.version.attach);
+                publication.owner = change.owner;
+                self.enter_digest(index);
+            }
+            (ChangeKind::Remove, _) => self.apply_remove(change, mark),
+            (ChangeKind::Forget, _) => {
+                let Some(index) = self.find(change.datum, change.register) else { return };
+                let publication = *self.publication(index);
+                if matches!(publication.place, Place::Tombstone) {
+                    self.vacate(index);
+                    let datum = self.datum_mut(publication.datum);
+                    datum.tombstones -= 1;
+                    self.note_if_idle(publication.datum);
+                }
+            }
+            (ChangeKind::Put, None) | (ChangeKind::Name, _) => {
+                debug_assert!(false, "a put has a record, a name is applied by its entry");
+            }
+        }
+    }
+
+    fn apply_put(&mut self, change: &Change, record: Record<'_>) {
+        let Some(datum) = self.find_datum(change.datum) else {
+            debug_assert!(false, "a name precedes the first put");
+            return;
+        };
+        let to = self.arena.append(record);
+        let before = match self.find(change.datum, change.register) {
+            Some(index) => {
+                let before = self.checksum_of(index);
+                match self.publication(index).place {
+                    Place::Live(from) => {
+                        self.leave_digest(index);
+                        self.datum_mut(datum).bytes -= self.arena.get(from).bytes().len();
+                        self.arena.release(from);
+                    }
+                    Place::Tombstone | Place::Vacant => {
+                        self.datum_mut(datum).tombstones -= 1;
+                        self.link(index, datum);
+                    }
+                }
+                self.store(index, change, datum, to);
+                before
+            }
+            None => {
+                let index = self.occupy(change.register, datum);
+                self.link(index, datum);
+                self.store(index, change, datum, to);
+                None
+            }
+        };
+        self.datum_mut(datum).bytes += record.bytes().len();
+        self.touched.push(Touched { datum, register: change.register, before });
+    }
+
+    fn store(&mut self, index: u32, change: &Change, datum: u32, to: Location) {
+        let publication = &mut self.publications[index as usize];
+        publication.number = change.version.number;
+        publication.attach = change.version.attach;
+        publication.owner = change.owner;
+        publication.datum = datum;
+        publication.place = Place::Live(to);
+        self.enter_digest(index);
+    }
+
+    fn apply_remove(&mut self, change: &Change, mark: u64) {
+        let Some(index) = self.find(change.datum, change.register) else { return };
+        let publication = *self.publication(index);
+        let Place::Live(at) = publication.place else { return };
+        let before = self.checksum_of(index);
+        self.leave_digest(index);
+        self.unlink(index);
+        let len = self.arena.get(at).bytes().len();
+        self.arena.release(at);
+        let datum = self.datum_mut(publication.datum);
+        datum.bytes -= len;
+        datum.tombstones += 1;
+        let entry = &mut self.publications[index as usize];
+        entry.place = Place::Tombstone;
+        (entry.number, entry.attach) = (change.version.number, change.version.attach);
+        self.tombstones.push_back(Tombstone {
+            mark,
+            datum: change.datum,
+            register: change.register,
+            version: change.version,
+        });
+        self.touched.push(Touched { datum: publication.datum, register: change.register, before });
+    }
+
+    /// Moves what the sealed batch really changed into the log; returns the changed data ids.
+    fn log_touched(&mut self, revision: Revision, now: Nanos) -> Vec<DatumKey> {
+        let mut touched = std::mem::take(&mut self.touched);
+        // Stable: the first of a registration's touches knows what was there before the batch.
+        touched.sort_by_key(|touch| (touch.datum, touch.register));
+        let mut changed = Vec::new();
+        let mut last: Option<(u32, RegisterId)> = None;
+        let mut datum_before = (NIL, Revision::ZERO);
+        for touch in touched.drain(..) {
+            if last.replace((touch.datum, touch.register)) == Some((touch.datum, touch.register)) {
+                continue;
+            }
+            let key = self.datum(touch.datum).key;
+            let now_there = self.find(key, touch.register).and_then(|index| self.checksum_of(index));
+            if now_there == touch.before {
+                continue;
+            }
+            if datum_before.0 != touch.datum {
+                datum_before = (touch.datum, self.datum(touch.datum).last_change);
+                changed.push(key);
+            }
+            let before = self.datum(touch.datum).latest;
+            let position =
+                self.log.push(revision, now, touch.datum, touch.register, before, datum_before.1);
+            let datum = self.datum_mut(touch.datum);
+            (datum.latest, datum.last_change) = (Some(position), revision);
+        }
+        self.touched = touched;
+        changed
+    }
+
+    fn checksum_of(&self, index: u32) -> Option<u64> {
+        match self.publication(index).place {
+            Place::Live(at) => Some(self.arena.get(at).checksum()),
+            Place::Tombstone | Place::Vacant => None,
+        }
+    }
+
+    fn fingerprint_of(&self, index: u32) -> u64 {
+        let publication = self.publication(index);
+        let key = self.datum(publication.datum).key;
+        fingerprint(key, publication.register, publication.version(), self.record(index).checksum())
+    }
+
+    fn enter_digest(&mut self, index: u32) {
+        let (owner, print) = (self.publication(index).owner, self.fingerprint_of(index));
+        self.digest.add(print);
+        self.session_digests.entry(owner).or_default().add(print);
+    }
+
+    fn leave_digest(&mut self, index: u32) {
+        let (owner, print) = (self.publication(index).owner, self.fingerprint_of(index));
+        self.digest.remove(print);
+        if let Some(digest) = self.session_digests.get_mut(&owner) {
+            digest.remove(print);
+            if digest.is_empty() {
+                self.session_digests.remove(&owner);
+            }
+        }
+    }
+
+    fn live(&self) -> impl Iterator<Item = (u32, &Publication)> {
+        self.publications.iter().enumerate().filter_map(|(index, publication)| {
+            matches!(publication.place, Place::Live(_)).then_some((index as u32, publication))
+        })
+    }
+
+    fn record(&self, index: u32) -> Record<'_> {
+        match self.publication(index).place {
+            Place::Live(at) => self.arena.get(at),
+            Place::Tombstone | Place::Vacant => unreachable!("only live registrations have records"),
+        }
+    }
+
+    fn publication(&self, index: u32) -> &Publication {
+        &self.publications[index as usize]
+    }
+
+    fn datum(&self, index: u32) -> &Datum {
+        self.datums[index as usize].as_ref().expect("a data id in use is there")
+    }
+
+    fn datum_mut(&mut self, index: u32) -> &mut Datum {
+        self.datums[index as usize].as_mut().expect("a data id in use is there")
+    }
+
+    fn find_datum(&self, key: DatumKey) -> Option<u32> {
+        let hash = mix64(key.0 ^ self.seed);
+        self.datum_index.find(hash, |&index| self.datum(index).key == key).copied()
+    }
+
+    fn insert_datum(&mut self, key: DatumKey, name: &[u8]) -> u32 {
+        let datum = Datum {
+            key,
+            name: name.into(),
+            head: NIL,
+            publishers: 0,
+            tombstones: 0,
+            bytes: 0,
+            last_change: Revision::ZERO,
+            latest: None,
+        };
+        let index = match self.datums_vacant.pop() {
+            Some(index) => {
+                self.datums[index as usize] = Some(datum);
+                index
+            }
+            None => {
+                self.datums.push(Some(datum));
+                (self.datums.len() - 1) as u32
+            }
+        };
+        let (seed, datums) = (self.seed, &self.datums);
+        self.datum_index.insert_unique(mix64(key.0 ^ seed), index, |&index| {
+            datums[index as usize].as_ref().map_or(0, |datum| mix64(datum.key.0 ^ seed))
+        });
+        index
+    }
+
+    /// A data id without publishers and tombstones goes once the log no longer names it.
+    fn note_if_idle(&mut self, index: u32) {
+        let datum = self.datum(index);
+        if datum.publishers == 0 && datum.tombstones == 0 {
+            self.idle.push_back(index);
+        }
+    }
+
+    fn drop_idle_datums(&mut self) {
+        while let Some(&index) = self.idle.front() {
+            if let Some(datum) = &self.datums[index as usize]
+                && datum.publishers == 0
+                && datum.tombstones == 0
+            {
+                if datum.last_change > self.log.floor() {
+                    break;
+                }
+                let key = datum.key;
+                let hash = mix64(key.0 ^ self.seed);
+                if let Ok(entry) = self.datum_index.find_entry(hash, |&at| at == index) {
+                    entry.remove();
+                }
+                self.datums[index as usize] = None;
+                self.datums_vacant.push(index);
+            }
+            self.idle.pop_front();
+        }
+    }
+
+    fn find(&self, key: DatumKey, register: RegisterId) -> Option<u32> {
+        let datum = self.find_datum(key)?;
+        let hash = self.publication_hash(datum, register);
+        self.publication_index
+            .find(hash, |&index| {
+                let publication = self.publication(index);
+                publication.register == register && publication.datum == datum
+            })
+            .copied()
+    }
+
+    fn publication_hash(&self, datum: u32, register: RegisterId) -> u64 {
+        mix64(register.0 ^ mix64(u64::from(datum) ^ self.seed))
+    }
+
+    fn occupy(&mut self, register: RegisterId, datum: u32) -> u32 {
+        let fresh = Publication {
+            register,
+            number: 0,
+            owner: SessionId(0),
+            place: Place::Vacant,
+            attach: 0,
+            datum,
+            before: NIL,
+            after: NIL,
+        };
+        let index = if self.publications_vacant == NIL {
+            self.publications.push(fresh);
+            (self.publications.len() - 1) as u32
+        } else {
+            let index = self.publications_vacant;
+            self.publications_vacant = self.publication(index).after;
+            self.publications[index as usize] = fresh;
+            index
+        };
+        let hash = self.publication_hash(datum, register);
+        let (seed, publications) = (self.seed, &self.publications);
+        self.publication_index.insert_unique(hash, index, |&index| {
+            let publication = &publications[index as usize];
+            mix64(publication.register.0 ^ mix64(u64::from(publication.datum) ^ seed))
+        });
+        index
+    }
+
+    fn vacate(&mut self, index: u32) {
+        let publication = *self.publication(index);
+        let hash = self.publication_hash(publication.datum, publication.register);
+        if let Ok(entry) = self.publication_index.find_entry(hash, |&at| at == index) {
+            entry.remove();
+        }
+        let vacant = self.publications_vacant;
+        let entry = &mut self.publications[index as usize];
+        (entry.place, entry.after) = (Place::Vacant, vacant);
+        self.publications_vacant = index;
+    }
+
+    fn link(&mut self, index: u32, datum: u32) {
+        let head = self.datum(datum).head;
+        (self.publications[index as usize].before, self.publications[index as usize].after) = (NIL, head);
+        if head != NIL {
+            self.publications[head as usize].before = index;
+        }
+        let datum = self.datum_mut(datum);
+        datum.head = index;
+        datum.publishers += 1;
+        self.publishers += 1;
+    }
+
+    fn unlink(&mut self, index: u32) {
+        let Publication { before, after, datum, .. } = *self.publication(index);
+        if after != NIL {
+            self.publications[after as usize].before = before;
+        }
+        if before != NIL {
+            self.publications[before as usize].after = after;
+        } else {
+            self.datum_mut(datum).head = after;
+        }
+        self.datum_mut(datum).publishers -= 1;
+        self.publishers -= 1;
+    }
+}
+
+impl Publication {
+    fn version(&self) -> Version {
+        Version { number: self.number, attach: self.attach }
+    }
+}
