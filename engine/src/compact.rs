@@ -11,6 +11,7 @@ pub const UTILIZATION_MIN: f64 = 0.5;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Compaction {
     segment: u32,
+    born: u64,
     offset: u32,
 }
 
@@ -18,10 +19,10 @@ pub struct Compaction {
 pub fn choose(arena: &Arena, utilization_min: f64) -> Option<Compaction> {
     arena
         .closed_segments()
-        .map(|(segment, live, capacity)| (segment, live as f64 / capacity as f64))
-        .filter(|(_, share)| *share < utilization_min)
-        .min_by(|a, b| a.1.total_cmp(&b.1))
-        .map(|(segment, _)| Compaction { segment, offset: 0 })
+        .map(|closed| (closed.live as f64 / closed.capacity as f64, closed))
+        .filter(|(share, _)| *share < utilization_min)
+        .min_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, closed)| Compaction { segment: closed.segment, born: closed.born, offset: 0 })
 }
 
 impl Compaction {
@@ -29,12 +30,14 @@ impl Compaction {
     pub fn step(&mut self, slot: &mut Slot, budget: usize) -> bool {
         let mut walked = 0;
         while walked < budget {
-            let Some((at, record)) = slot.arena.record_at(self.segment, self.offset) else { return true };
+            let Some((at, record)) = slot.arena.record_at(self.segment, self.born, self.offset) else {
+                return true;
+            };
             let (len, datum, register) = (record.bytes().len(), record.datum(), record.register());
             slot.relocate(at, datum, register);
             self.offset += len as u32;
             walked += len;
         }
-        slot.arena.record_at(self.segment, self.offset).is_none()
+        slot.arena.record_at(self.segment, self.born, self.offset).is_none()
     }
 }

@@ -192,6 +192,11 @@ pub fn collect(slot: &Slot, datum: DatumKey, since: Revision) -> Answer<'_> {
         changed.push(register);
         from = datum_before.min(since);
     }
+    if from == Revision::ZERO {
+        // The data id's whole history here lies above `since`. What it held before it was last forgotten is not known
+        // any more, so no range could be promised; and a snapshot tells no more records than the diff would.
+        return snapshot(slot, datum);
+    }
     changed.sort_unstable();
     changed.dedup();
     if changed.len() > publishers.max(1) * 2 {

@@ -55,11 +55,14 @@ pub enum Refusal {
     /// A put of a data id whose name the slot has not been told.
     #[error("the slot has not been told the name of this data id")]
     NameUnknown = 17,
+    /// Too much is waiting for the data node; try again later.
+    #[error("too much is waiting for the data node, try again later")]
+    Overloaded = 18,
 }
 
 impl Refusal {
     /// All refusals, in the order of their numbers.
-    pub const ALL: [Refusal; 17] = [
+    pub const ALL: [Refusal; 18] = [
         Refusal::Superseded,
         Refusal::ForeignRegistration,
         Refusal::NotOwner,
@@ -77,6 +80,7 @@ impl Refusal {
         Refusal::TooManySubscriptions,
         Refusal::UnknownRegistration,
         Refusal::NameUnknown,
+        Refusal::Overloaded,
     ];
 
     /// The number that travels.
@@ -109,6 +113,7 @@ impl Refusal {
             Refusal::TooManySubscriptions => "too_many_subscriptions",
             Refusal::UnknownRegistration => "unknown_registration",
             Refusal::NameUnknown => "name_unknown",
+            Refusal::Overloaded => "overloaded",
         }
     }
 }

@@ -262,14 +262,14 @@ mod tests {
     fn slot_function_keeps_its_golden_values() {
         // Wire and disk format: a change here strands every stored slot.
         let golden = [
-            ("public", "default", "checkout", 0x0u64, 0u16, 0u16),
-            ("public", "default", "api_appserver/apache2", 0, 0, 0),
-            ("名前空間", "グループ", "サービス", 0, 0, 0),
+            ("public", "default", "checkout", 0xf4af_f501_1e6d_8ee2, 978, 31319),
+            ("public", "default", "api_appserver/apache2", 0x547e_a954_071a_b6f8, 337, 10815),
+            ("名前空間", "グループ", "サービス", 0x2856_4303_dd23_f269, 161, 5163),
         ];
         for (namespace, group, service, key, slot_1024, slot_32768) in golden {
             let id = DataId::new(namespace, group, service).unwrap();
-            println!("{id}: {:#x} {} {}", id.key().0, id.key().slot(1024).0, id.key().slot(32768).0);
-            let _ = (key, slot_1024, slot_32768);
+            assert_eq!(id.key(), DatumKey(key), "{id}");
+            assert_eq!((id.key().slot(1024), id.key().slot(32768)), (SlotId(slot_1024), SlotId(slot_32768)));
         }
     }
 

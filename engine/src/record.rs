@@ -279,7 +279,8 @@ mod tests {
 
     #[test]
     fn a_record_reads_back_as_written() {
-        for payload in [0, 1, 7, 128, 4096, PAYLOAD_BYTES_MAX] {
+        let largest = if cfg!(miri) { 1000 } else { PAYLOAD_BYTES_MAX };
+        for payload in [0, 1, 7, 128, largest] {
             let bytes = encode(payload);
             let record = Record::read(&bytes).unwrap();
             assert_eq!(record.bytes().len() % ALIGNMENT, 0);

@@ -27,6 +27,8 @@ use crate::{
 pub struct ShardConfig {
     /// Slots of the whole cluster, a power of two.
     pub slot_count: u32,
+    /// The slots that this node leads; of these the shard takes its share.
+    pub slots: std::ops::RangeInclusive<u16>,
     /// This shard's number, below `shards`.
     pub shard: u32,
     /// Shards of this node.
@@ -150,12 +152,13 @@ pub struct Shard {
     dirty: BTreeSet<SlotId>,
     acks: VecDeque<PendingAck>,
     sealed: VecDeque<Seal>,
-    asked: VecDeque<(ReaderId, SlotId, DatumKey, Revision)>,
-    catching_up: VecDeque<(ReaderId, SlotId, Revision)>,
+    asked: BTreeMap<(ReaderId, SlotId, DatumKey), Revision>,
+    catching_up: BTreeMap<(ReaderId, SlotId), Revision>,
     ending: VecDeque<(SessionId, SlotId)>,
     mark: u64,
     confirmed_marks: BTreeMap<SessionId, u64>,
     opened_at: Option<Nanos>,
+    settled: bool,
     now: Nanos,
     compaction: Option<(SlotId, Compaction)>,
     compaction_next: SlotId,
@@ -167,7 +170,8 @@ impl Shard {
     /// A shard that leads, in a fresh epoch, every slot that maps to it.
     pub fn new(config: ShardConfig) -> Self {
         assert!(config.slot_count.is_power_of_two() && config.shard < config.shards && config.epoch > 0);
-        let slots = (0..config.slot_count as u16)
+        assert!(u32::from(*config.slots.end()) < config.slot_count);
+        let slots = (config.slots.clone())
             .map(SlotId)
             .filter(|slot| slot.shard(config.shards) == config.shard)
             .map(|slot| {
@@ -184,12 +188,13 @@ impl Shard {
             dirty: BTreeSet::new(),
             acks: VecDeque::new(),
             sealed: VecDeque::new(),
-            asked: VecDeque::new(),
-            catching_up: VecDeque::new(),
+            asked: BTreeMap::new(),
+            catching_up: BTreeMap::new(),
             ending: VecDeque::new(),
             mark: 1,
             confirmed_marks: BTreeMap::new(),
             opened_at: None,
+            settled: false,
             now: Nanos(0),
             compaction: None,
             compaction_next: SlotId(0),
@@ -202,6 +207,11 @@ impl Shard {
     /// The leader epoch of this shard's slots.
     pub fn epoch(&self) -> u32 {
         self.epoch
+    }
+
+    /// This shard's number and the node's shard count.
+    pub fn placement(&self) -> (u32, u32) {
+        (self.config.shard, self.config.shards)
     }
 
     /// Counts since the start.
@@ -250,6 +260,9 @@ impl Shard {
         now: Nanos,
     ) -> Result<u64, Refusal> {
         self.now = now;
+        if !same_run && epoch_seen >= Revision::EPOCH_MAX {
+            return Err(Refusal::EpochMismatch);
+        }
         self.leases.renew(session, now)?;
         if !same_run && epoch_seen >= self.epoch {
             self.raise_epoch(epoch_seen + 1);
@@ -264,8 +277,8 @@ impl Shard {
     pub fn handle_link_close(&mut self, reader: ReaderId) {
         self.links.remove(&reader);
         self.interests.close(reader);
-        self.asked.retain(|(other, ..)| *other != reader);
-        self.catching_up.retain(|(other, ..)| *other != reader);
+        self.asked.retain(|(other, ..), _| *other != reader);
+        self.catching_up.retain(|(other, _), _| *other != reader);
         self.acks.retain(|ack| ack.reader != reader);
     }
 
@@ -329,7 +342,7 @@ impl Shard {
             return Err(Refusal::KeyCollision);
         }
         self.interests.add(reader, slot, datum);
-        self.asked.push_back((reader, slot, datum, since));
+        self.asked.insert((reader, slot, datum), since);
         Ok(())
     }
 
@@ -337,19 +350,29 @@ impl Shard {
     pub fn handle_uninterest(&mut self, reader: ReaderId, datum: DatumKey) {
         let slot = datum.slot(self.config.slot_count);
         self.interests.remove(reader, slot, datum);
-        self.asked.retain(|(other, _, wanted, _)| (*other, *wanted) != (reader, datum));
+        self.asked.remove(&(reader, slot, datum));
     }
 
     /// The reader's link cannot take more for now.
     pub fn handle_reader_blocked(&mut self, reader: ReaderId) {
+        // What has been sealed and not handed out yet is still to come for this reader.
+        let sealed = self.sealed.iter().rev().map(|seal| (seal.slot, seal.previous));
+        let mut marks: BTreeMap<SlotId, Revision> = sealed.collect();
+        marks.extend(
+            self.catching_up
+                .extract_if((reader, SlotId(0))..=(reader, SlotId::NONE), |_, _| true)
+                .map(|((_, slot), since)| (slot, since)),
+        );
         let slots = &self.slots;
-        self.interests.fall_behind(reader, |slot| slots.get(&slot).map(Slot::revision));
+        self.interests.fall_behind(reader, |slot| {
+            marks.get(&slot).copied().or_else(|| slots.get(&slot).map(Slot::revision))
+        });
     }
 
     /// The reader's link can take more again.
     pub fn handle_reader_writable(&mut self, reader: ReaderId) {
         for (slot, revision) in self.interests.catch_up(reader) {
-            self.catching_up.push_back((reader, slot, revision));
+            self.catching_up.insert((reader, slot), revision);
         }
     }
 
@@ -376,15 +399,21 @@ impl Shard {
         });
         let same = mine == digest;
         if same {
+            if !self.confirmed_marks.contains_key(&session) {
+                self.advance_all();
+            }
             let confirmed = self.confirmed_marks.entry(session).or_insert(0);
             *confirmed = (*confirmed).max(mark);
+        }
+        let settled = self.opened_at.is_some_and(|at| now.since(at) > self.config.session_lease);
+        if settled && !self.settled {
+            self.settled = true;
+            self.advance_all();
         }
         Ok(HeartbeatAnswer {
             mark: self.mark,
             confirmed: self.confirmed_marks.keys().copied().collect(),
-            settled: self
-                .opened_at
-                .is_some_and(|opened| now.since(opened) > self.config.session_lease),
+            settled: self.settled,
             differs: (!same).then_some(per_slot),
         })
     }
@@ -409,12 +438,13 @@ impl Shard {
     ) -> Result<usize, LinkError> {
         let session = self.session_of(reader)?;
         let (slot_id, mark) = (datum.slot(self.config.slot_count), self.mark);
-        let Some(slot) = self.slots.get_mut(&slot_id) else { return Ok(0) };
+        let Some(slot) = self.slots.get(&slot_id) else { return Ok(0) };
         let surplus: Vec<(RegisterId, Version)> = slot
             .session_registers(session, datum)
             .filter(|(register, _)| !registers.contains(register))
             .collect();
         for (register, version) in &surplus {
+            self.seal_if_full(slot_id, self.now);
             let change = Change {
                 kind: ChangeKind::Remove,
                 durability: Durability::Ephemeral,
@@ -424,7 +454,9 @@ impl Shard {
                 epoch: 0,
                 owner: session,
             };
-            let _ = slot.admit_remove(&change, mark);
+            if let Some(slot) = self.slots.get_mut(&slot_id) {
+                let _ = slot.admit_remove(&change, mark);
+            }
         }
         if !surplus.is_empty() {
             self.dirty.insert(slot_id);
@@ -447,7 +479,8 @@ impl Shard {
             .min()
             .unwrap_or(self.mark);
         for (id, slot) in &mut self.slots {
-            let forgotten = slot.forget_tombstones(lowest);
+            let room = BATCH_CHANGES_MAX.saturating_sub(slot.open_changes());
+            let forgotten = slot.forget_tombstones(lowest, room);
             if forgotten > 0 {
                 self.stats.tombstones_dropped += forgotten as u64;
                 self.dirty.insert(*id);
@@ -495,7 +528,8 @@ impl Shard {
                         .readers(seal.slot, datum)
                         .iter()
                         .filter(|reader| self.interests.is_in_step(**reader))
-                        .filter(|reader| !is_asked(&self.asked, **reader, datum)),
+                        .filter(|reader| !self.catching_up.contains_key(&(**reader, seal.slot)))
+                        .filter(|reader| !self.asked.contains_key(&(**reader, seal.slot, datum))),
                 );
                 if !in_step.is_empty() {
                     let answer = diff::collect(slot, datum, seal.previous);
@@ -504,28 +538,24 @@ impl Shard {
                 }
             }
         }
-        while let Some((reader, slot_id, since)) = self.catching_up.pop_front() {
+        while let Some(((reader, slot_id), since)) = self.catching_up.pop_first() {
             let Some(slot) = self.slots.get(&slot_id) else { continue };
             for datum in changed_since(slot, since, &self.interests, reader) {
-                if !is_asked(&self.asked, reader, datum) {
+                if !self.asked.contains_key(&(reader, slot_id, datum)) {
                     let answer = diff::collect(slot, datum, since);
                     count(&mut self.stats, &answer);
                     deliver(Push { readers: &[reader], slot: slot_id, datum, answer });
                 }
             }
         }
-        let mut later = VecDeque::new();
-        while let Some((reader, slot_id, datum, since)) = self.asked.pop_front() {
-            if !self.interests.is_in_step(reader) {
-                later.push_back((reader, slot_id, datum, since));
-                continue;
-            }
-            let Some(slot) = self.slots.get(&slot_id) else { continue };
+        let (slots, stats) = (&self.slots, &mut self.stats);
+        let answered = self.asked.extract_if(.., |(reader, ..), _| self.interests.is_in_step(*reader));
+        for ((reader, slot_id, datum), since) in answered {
+            let Some(slot) = slots.get(&slot_id) else { continue };
             let answer = diff::collect(slot, datum, since);
-            count(&mut self.stats, &answer);
+            count(stats, &answer);
             deliver(Push { readers: &[reader], slot: slot_id, datum, answer });
         }
-        self.asked = later;
     }
 
     fn admit(
@@ -537,9 +567,7 @@ impl Shard {
     ) -> Result<(), Refusal> {
         let change = entry.change;
         let (mark, now) = (self.mark, self.now);
-        if self.slots.get(&slot_id).is_some_and(|slot| slot.open_changes() >= BATCH_CHANGES_MAX) {
-            self.seal_slot(slot_id, now);
-        }
+        self.seal_if_full(slot_id, now);
         let slot = self.slots.get_mut(&slot_id).ok_or(Refusal::SlotMoved)?;
         if change.epoch != 0 && change.epoch != slot.revision().epoch() {
             return Err(Refusal::EpochMismatch);
@@ -585,6 +613,12 @@ impl Shard {
         outcome
     }
 
+    fn seal_if_full(&mut self, id: SlotId, now: Nanos) {
+        if self.slots.get(&id).is_some_and(|slot| slot.open_changes() >= BATCH_CHANGES_MAX) {
+            self.seal_slot(id, now);
+        }
+    }
+
     fn seal_slot(&mut self, id: SlotId, now: Nanos) {
         let Some(slot) = self.slots.get_mut(&id) else { return };
         let Some(sealed) = slot.seal(now) else { return };
@@ -602,13 +636,21 @@ impl Shard {
 
     fn raise_epoch(&mut self, epoch: u32) {
         self.epoch = epoch;
+        self.seal_all();
+        self.slots.values_mut().for_each(|slot| slot.reopen(epoch));
+    }
+
+    /// A session is complete here now, or is known to be gone: answers from now on carry a larger revision than those that
+    /// were given before, so that what they lack can be told as a change.
+    fn advance_all(&mut self) {
+        self.seal_all();
+        self.slots.values_mut().for_each(Slot::advance);
+    }
+
+    fn seal_all(&mut self) {
         let now = self.now;
-        for id in self.slots.keys().copied().collect::<Vec<_>>() {
+        for id in std::mem::take(&mut self.dirty) {
             self.seal_slot(id, now);
-        }
-        self.dirty.clear();
-        for slot in self.slots.values_mut() {
-            slot.reopen(epoch);
         }
     }
 
@@ -625,11 +667,16 @@ impl Shard {
         let mut budget = BATCH_CHANGES_MAX;
         while budget > 0 {
             let Some((session, id)) = self.ending.pop_front() else { break };
-            let mark = self.mark;
+            let (mark, now) = (self.mark, self.now);
+            self.seal_if_full(id, now);
             let Some(slot) = self.slots.get_mut(&id) else { continue };
-            let removed = slot.remove_session(session, mark);
+            let room = budget.min(BATCH_CHANGES_MAX.saturating_sub(slot.open_changes()));
+            let removed = slot.remove_session(session, mark, room);
             if removed > 0 {
                 self.dirty.insert(id);
+            }
+            if removed == room {
+                self.ending.push_front((session, id));
             }
             budget = budget.saturating_sub(removed + 1);
         }
@@ -669,10 +716,6 @@ impl Shard {
         self.compaction_next = found.map_or(SlotId(0), |(id, _)| id);
         found
     }
-}
-
-fn is_asked(asked: &VecDeque<(ReaderId, SlotId, DatumKey, Revision)>, reader: ReaderId, datum: DatumKey) -> bool {
-    asked.iter().any(|(other, _, wanted, _)| (*other, *wanted) == (reader, datum))
 }
 
 fn count(stats: &mut ShardStats, answer: &Answer<'_>) {

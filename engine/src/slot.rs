@@ -52,6 +52,8 @@ struct Datum {
     bytes: usize,
     last_change: Revision,
     latest: Option<Position>,
+    /// The slot's revision when it was last named or lost its last tombstone.
+    idle_since: Revision,
 }
 
 struct Touched {
@@ -185,7 +187,7 @@ impl Slot {
         SlotCounts {
             datums: self.datum_index.len(),
             publishers: self.publishers,
-            tombstones: self.tombstones.len(),
+            tombstones: self.publication_index.len() - self.publishers,
             log_entries: self.log.len(),
             arena: self.arena.bytes(),
         }
@@ -195,7 +197,10 @@ impl Slot {
     pub fn admit_name(&mut self, entry: Entry<'_>) -> Result<(), Refusal> {
         let name = entry.name().ok_or(Refusal::RecordInvalid)?;
         match self.find_datum(entry.change.datum) {
-            Some(index) if &*self.datum(index).name == name => Ok(()),
+            Some(index) if &*self.datum(index).name == name => {
+                self.datum_mut(index).idle_since = self.revision;
+                Ok(())
+            }
             Some(_) => Err(Refusal::KeyCollision),
             None => {
                 self.open.push(entry);
@@ -268,8 +273,8 @@ impl Slot {
         Ok(())
     }
 
-    /// Removes every ephemeral registration that `session` owns: its lease has ended. Returns how many.
-    pub fn remove_session(&mut self, session: SessionId, mark: u64) -> usize {
+    /// Removes at most `limit` of the ephemeral registrations that `session` owns: its lease has ended. Returns how many.
+    pub fn remove_session(&mut self, session: SessionId, mark: u64, limit: usize) -> usize {
         if self.session_digest(session).is_empty() {
             return 0;
         }
@@ -277,6 +282,7 @@ impl Slot {
             .live()
             .filter(|(_, publication)| publication.owner == session)
             .map(|(_, publication)| self.removal_of(publication))
+            .take(limit)
             .collect();
         for change in &owned {
             self.write(|out| write_change(out, change));
@@ -285,11 +291,11 @@ impl Slot {
         owned.len()
     }
 
-    /// Drops the tombstones marked below `mark`: every live session has confirmed a write sequence that it sent after it
-    /// could learn of them. Returns how many went.
-    pub fn forget_tombstones(&mut self, mark: u64) -> usize {
+    /// Drops at most `limit` tombstones marked below `mark`: every live session has confirmed a write sequence that it sent
+    /// after it could learn of them. Returns how many went.
+    pub fn forget_tombstones(&mut self, mark: u64, limit: usize) -> usize {
         let mut forgotten = 0;
-        while self.tombstones.front().is_some_and(|tombstone| tombstone.mark < mark) {
+        while forgotten < limit && self.tombstones.front().is_some_and(|tombstone| tombstone.mark < mark) {
             let Some(tombstone) = self.tombstones.pop_front() else { break };
             let Some(index) = self.find(tombstone.datum, tombstone.register) else { continue };
             let publication = self.publication(index);
@@ -336,7 +342,7 @@ impl Slot {
         debug_assert!(crate::batch::Batch::read(&batch).is_ok());
         let changed = self.log_touched(revision, now);
         self.log.trim(&self.log_limits, now);
-        self.drop_idle_datums();
+        self.drop_idle_datums(previous);
         Some(Sealed { batch, previous, changed })
     }
 
@@ -345,6 +351,12 @@ impl Slot {
     pub fn reopen(&mut self, epoch: u32) {
         assert!(epoch > self.revision.epoch() && self.open.changes() == 0);
         self.revision = Revision::open(epoch);
+    }
+
+    /// Moves to the next revision without a change, so that an answer given from now on is told apart from one before.
+    pub fn advance(&mut self) {
+        assert!(self.open.changes() == 0, "seal first");
+        self.revision = self.revision.next();
     }
 
     /// Gives the memory of a batch back that nobody needs any more.
@@ -660,6 +672,7 @@ impl Slot {
             bytes: 0,
             last_change: Revision::ZERO,
             latest: None,
+            idle_since: self.revision,
         };
         let index = match self.datums_vacant.pop() {
             Some(index) => {
@@ -678,21 +691,24 @@ impl Slot {
         index
     }
 
-    /// A data id without publishers and tombstones goes once the log no longer names it.
     fn note_if_idle(&mut self, index: u32) {
-        let datum = self.datum(index);
+        let revision = self.revision;
+        let datum = self.datum_mut(index);
         if datum.publishers == 0 && datum.tombstones == 0 {
+            datum.idle_since = revision;
             self.idle.push_back(index);
         }
     }
 
-    fn drop_idle_datums(&mut self) {
+    /// Data ids without publishers and tombstones go once the log no longer names them. One that was named in the batch
+    /// just sealed stays: the put that it was named for may be the first change of the next.
+    fn drop_idle_datums(&mut self, previous: Revision) {
         while let Some(&index) = self.idle.front() {
             if let Some(datum) = &self.datums[index as usize]
                 && datum.publishers == 0
                 && datum.tombstones == 0
             {
-                if datum.last_change > self.log.floor() {
+                if datum.last_change > self.log.floor() || datum.idle_since >= previous {
                     break;
                 }
                 let key = datum.key;

@@ -1,0 +1,90 @@
+//! The server binary: `slotcast standalone | data | session | check-config`.
+
+use std::path::PathBuf;
+
+use anyhow::ensure;
+use clap::{Args, Parser, Subcommand};
+use slotcast_net::{
+    config::Config,
+    process::{DataProcess, SessionProcess, wait_for_end},
+};
+use tracing_subscriber::EnvFilter;
+
+/// A service registry that pushes incremental diffs.
+#[derive(Parser)]
+#[command(version)]
+struct Cli {
+    #[command(subcommand)]
+    role: Role,
+}
+
+#[derive(Subcommand)]
+enum Role {
+    /// All roles in one process.
+    Standalone(Settings),
+    /// A data node.
+    Data(Settings),
+    /// A session process.
+    Session(Settings),
+    /// Reads and checks a configuration and prints it with all defaults filled in.
+    CheckConfig(Settings),
+}
+
+#[derive(Args)]
+struct Settings {
+    /// Configuration file (TOML); every key has a default.
+    #[arg(long)]
+    config: Option<PathBuf>,
+    /// One value over the file, such as `--set session.push_batch_max=16`; may be repeated.
+    #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
+    set: Vec<String>,
+}
+
+fn main() -> anyhow::Result<()> {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    match Cli::parse().role {
+        Role::Standalone(settings) => {
+            let config = settings.load()?;
+            ensure!(
+                config.nodes.len() == 1,
+                "standalone runs one data node, the configuration has {}",
+                config.nodes.len()
+            );
+            let data = DataProcess::start(&config)?;
+            let session = SessionProcess::start(&config, None)?;
+            println!(
+                "ready: clients {}, http {} and {}",
+                session.server.addr, data.admin.addr, session.admin.addr
+            );
+            wait_for_end(|| data.server.is_finished() || session.server.is_finished())?;
+            session.server.stop()?;
+            data.server.stop()
+        }
+        Role::Data(settings) => {
+            let data = DataProcess::start(&settings.load()?)?;
+            println!("ready: shards {:?}, http {}", data.server.addrs, data.admin.addr);
+            wait_for_end(|| data.server.is_finished())?;
+            data.server.stop()
+        }
+        Role::Session(settings) => {
+            let session = SessionProcess::start(&settings.load()?, None)?;
+            println!("ready: clients {}, http {}", session.server.addr, session.admin.addr);
+            wait_for_end(|| session.server.is_finished())?;
+            session.server.stop()
+        }
+        Role::CheckConfig(settings) => {
+            let config = settings.load()?;
+            config.data_options()?;
+            config.session_options()?;
+            print!("{}", toml::to_string(&config)?);
+            Ok(())
+        }
+    }
+}
+
+impl Settings {
+    fn load(&self) -> anyhow::Result<Config> {
+        Config::load(self.config.as_deref(), &self.set)
+    }
+}

@@ -1,0 +1,360 @@
+//! The configuration file: TOML, every key with a documented default, unknown keys refused, single values settable from
+//! the command line.
+
+use std::{net::SocketAddr, path::Path, time::Duration};
+
+use anyhow::{Context, bail, ensure};
+use serde::{Deserialize, Serialize};
+use slotcast_engine::{
+    change_log::ChangeLogLimits,
+    id::{SessionId, SlotId},
+    limits::{SLOTS_DEFAULT, SLOTS_MAX},
+    shard::ShardConfig,
+};
+
+use crate::{
+    data::{node::NodeLimits, server::DataOptions},
+    session::{SessionConfig, config::Routes, server::SessionOptions},
+};
+
+/// Everything a process of any role may be told.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Slots of the cluster, a power of two. Every process of a cluster has to be told the same.
+    pub slot_count: u32,
+    /// The static slot table: the data nodes and the slots that each leads.
+    pub nodes: Vec<NodeEntry>,
+    /// The data role.
+    pub data: DataSection,
+    /// The session role.
+    pub session: SessionSection,
+}
+
+/// A data node in the slot table.
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+pub struct NodeEntry {
+    /// Name of the node.
+    pub id: String,
+    /// Port of its first shard; the others follow.
+    pub addr: SocketAddr,
+    /// Its shards.
+    #[serde(default = "one")]
+    pub shards: u32,
+    /// First and last slot that it leads.
+    pub slots: [u16; 2],
+}
+
+/// Settings of a data node.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DataSection {
+    /// Which of `nodes` this process is.
+    pub id: String,
+    /// Address of `/metrics`, `/healthz`, `/readyz`.
+    pub http: SocketAddr,
+    /// How long a session may be silent before its publishers go.
+    #[serde(with = "humantime_serde")]
+    pub session_lease: Duration,
+    /// How long a fresh node takes writes before it answers readers.
+    #[serde(with = "humantime_serde")]
+    pub settle: Duration,
+    /// Entries that each slot's change log keeps.
+    pub change_log_entries: usize,
+    /// How long each slot's change log keeps an entry.
+    #[serde(with = "humantime_serde")]
+    pub change_log_age: Duration,
+    /// Whether records are validated here too; sessions validate them in any case.
+    pub validate_records: bool,
+    /// Bytes of output of one link above which its reader keeps a revision only.
+    pub link_buffer_max: usize,
+    /// Arena bytes that compaction walks per tick (100 ms).
+    pub compaction_budget: usize,
+    /// The CPU of the first shard; not pinned if absent.
+    pub cpu: Option<usize>,
+}
+
+/// Settings of a session process.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SessionSection {
+    /// The clients' port.
+    pub listen: SocketAddr,
+    /// Address of `/metrics`, `/healthz`, `/readyz`.
+    pub http: SocketAddr,
+    /// Threads; each takes its share of the clients.
+    pub cores: usize,
+    /// Clients of one core.
+    pub clients_max: usize,
+    /// Publishers of one client.
+    pub publishers_max: u32,
+    /// Subscriptions of one client.
+    pub subscriptions_max: u32,
+    /// Frames concatenated in one write to one client, 1 to 128.
+    pub push_batch_max: usize,
+    /// Shortest time between two rounds of writes.
+    #[serde(with = "humantime_serde")]
+    pub push_interval_min: Duration,
+    /// A client that takes nothing for this long counts as slow.
+    #[serde(with = "humantime_serde")]
+    pub push_interval_max: Duration,
+    /// A client that takes nothing for this long is closed.
+    #[serde(with = "humantime_serde")]
+    pub slow_client_eviction: Duration,
+    /// A client that sends nothing for this long is closed.
+    #[serde(with = "humantime_serde")]
+    pub client_timeout: Duration,
+    /// How long the publishers of a client that dropped stay.
+    #[serde(with = "humantime_serde")]
+    pub client_disconnect_grace: Duration,
+    /// Bytes of recent diffs kept per data id, for clients that lag or resume.
+    pub history_bytes_max: usize,
+    /// How long a data id without subscribers stays cached.
+    #[serde(with = "humantime_serde")]
+    pub datum_linger: Duration,
+    /// Time between heartbeats to a data node.
+    #[serde(with = "humantime_serde")]
+    pub heartbeat_interval: Duration,
+    /// `SO_SNDBUF` of client sockets in bytes (the kernel doubles it).
+    pub client_send_buffer: u32,
+    /// The CPU of the first core; not pinned if absent.
+    pub cpu: Option<usize>,
+}
+
+fn one() -> u32 {
+    1
+}
+
+fn loopback(port: u16) -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], port))
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        let node = NodeEntry {
+            id: "data-1".into(),
+            addr: loopback(7620),
+            shards: 1,
+            slots: [0, (SLOTS_DEFAULT - 1) as u16],
+        };
+        Self {
+            slot_count: SLOTS_DEFAULT,
+            nodes: vec![node],
+            data: DataSection::default(),
+            session: SessionSection::default(),
+        }
+    }
+}
+
+impl Default for DataSection {
+    fn default() -> Self {
+        let limits = NodeLimits::default();
+        let log = ChangeLogLimits::default();
+        Self {
+            id: "data-1".into(),
+            http: loopback(7629),
+            session_lease: Duration::from_secs(30),
+            settle: Duration::from_millis(500),
+            change_log_entries: log.entries_max,
+            change_log_age: Duration::from_nanos(log.age_max),
+            validate_records: true,
+            link_buffer_max: limits.link_buffer_max,
+            compaction_budget: 4 * 1024 * 1024,
+            cpu: None,
+        }
+    }
+}
+
+impl Default for SessionSection {
+    fn default() -> Self {
+        let routes = Routes { slot_count: 1, shards: Vec::new(), leaders: vec![0] };
+        let defaults = SessionConfig::new(SessionId(0), routes);
+        let nanos = Duration::from_nanos;
+        Self {
+            listen: loopback(7600),
+            http: loopback(7609),
+            cores: 1,
+            clients_max: defaults.clients_max,
+            publishers_max: defaults.publishers_max,
+            subscriptions_max: defaults.subscriptions_max,
+            push_batch_max: defaults.push_batch_max,
+            push_interval_min: nanos(defaults.push_interval_min),
+            push_interval_max: nanos(defaults.push_interval_max),
+            slow_client_eviction: nanos(defaults.slow_client_eviction),
+            client_timeout: nanos(defaults.client_timeout),
+            client_disconnect_grace: nanos(defaults.client_disconnect_grace),
+            history_bytes_max: defaults.history_bytes_max,
+            datum_linger: nanos(defaults.datum_linger),
+            heartbeat_interval: nanos(defaults.heartbeat_interval),
+            client_send_buffer: 16 * 1024,
+            cpu: None,
+        }
+    }
+}
+
+impl Config {
+    /// Reads a file, if one is given, lays `settings` (`section.key=value`) over it, and checks the whole.
+    pub fn load(path: Option<&Path>, settings: &[String]) -> anyhow::Result<Self> {
+        let mut table = match path {
+            Some(path) => {
+                let text = std::fs::read_to_string(path)
+                    .with_context(|| format!("cannot read the configuration file {}", path.display()))?;
+                toml::from_str::<toml::Table>(&text)
+                    .with_context(|| format!("{} is not valid TOML", path.display()))?
+            }
+            None => toml::Table::new(),
+        };
+        for setting in settings {
+            set(&mut table, setting)?;
+        }
+        let config: Config = table.try_into().context("the configuration is not understood")?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Finds contradictions and values that cannot work.
+    pub fn check(&self) -> anyhow::Result<()> {
+        let slots = self.slot_count;
+        ensure!(
+            slots.is_power_of_two() && slots <= SLOTS_MAX,
+            "slot_count = {slots}: a power of two up to {SLOTS_MAX}"
+        );
+        let session = &self.session;
+        ensure!((1..=128).contains(&session.push_batch_max), "session.push_batch_max: from 1 to 128");
+        ensure!((1..=256).contains(&session.cores), "session.cores: from 1 to 256");
+        ensure!(
+            session.push_interval_min < session.push_interval_max,
+            "session.push_interval_min has to be below session.push_interval_max"
+        );
+        ensure!(
+            session.push_interval_max <= session.slow_client_eviction,
+            "session.push_interval_max has to be at most session.slow_client_eviction"
+        );
+        ensure!(
+            session.client_disconnect_grace <= self.data.session_lease,
+            "session.client_disconnect_grace has to be at most data.session_lease"
+        );
+        ensure!(
+            session.heartbeat_interval * 3 <= self.data.session_lease,
+            "session.heartbeat_interval has to be at most a third of data.session_lease"
+        );
+        ensure!(
+            session.listen != session.http || session.listen.port() == 0,
+            "session.listen and session.http are the same"
+        );
+        self.routes().map(|_| ())
+    }
+
+    /// The slot table with every shard's port.
+    pub fn routes(&self) -> anyhow::Result<Routes> {
+        ensure!(!self.nodes.is_empty(), "nodes: at least one data node is needed");
+        let mut shards = Vec::new();
+        let mut leaders: Vec<Option<u16>> = vec![None; self.slot_count as usize];
+        for node in &self.nodes {
+            let [first, last] = node.slots;
+            ensure!(
+                first <= last && u32::from(last) < self.slot_count,
+                "node {}: slots [{first}, {last}] do not lie in 0..{}",
+                node.id,
+                self.slot_count
+            );
+            ensure!((1..=256).contains(&node.shards), "node {}: shards from 1 to 256", node.id);
+            for slot in first..=last {
+                if leaders[usize::from(slot)].is_some() {
+                    bail!("slot {slot} is given to node {} and to another node", node.id);
+                }
+                let shard = SlotId(slot).shard(node.shards);
+                leaders[usize::from(slot)] = Some((shards.len() as u32 + shard) as u16);
+            }
+            for shard in 0..node.shards {
+                let mut addr = node.addr;
+                addr.set_port(addr.port().checked_add(shard as u16).context("node port out of range")?);
+                shards.push(addr);
+            }
+        }
+        let leaders = leaders
+            .into_iter()
+            .enumerate()
+            .map(|(slot, leader)| leader.with_context(|| format!("slot {slot} is given to no node")))
+            .collect::<anyhow::Result<_>>()?;
+        Ok(Routes { slot_count: self.slot_count, shards, leaders })
+    }
+
+    /// The options of this process as a data node.
+    pub fn data_options(&self) -> anyhow::Result<DataOptions> {
+        let data = &self.data;
+        let node = self
+            .nodes
+            .iter()
+            .find(|node| node.id == data.id)
+            .with_context(|| format!("data.id = {:?} is not among the nodes", data.id))?;
+        let shard = ShardConfig {
+            slot_count: self.slot_count,
+            slots: node.slots[0]..=node.slots[1],
+            shard: 0,
+            shards: node.shards,
+            epoch: 1,
+            seed: 0,
+            session_lease: data.session_lease.as_nanos() as u64,
+            settle: data.settle.as_nanos() as u64,
+            change_log: ChangeLogLimits {
+                entries_max: data.change_log_entries,
+                age_max: data.change_log_age.as_nanos() as u64,
+            },
+            validate: data.validate_records,
+            compaction_budget: data.compaction_budget,
+        };
+        let limits = NodeLimits { link_buffer_max: data.link_buffer_max, ..NodeLimits::default() };
+        Ok(DataOptions { listen: node.addr, shard, limits, first_cpu: data.cpu })
+    }
+
+    /// The options of this process as a session.
+    pub fn session_options(&self) -> anyhow::Result<SessionOptions> {
+        let section = &self.session;
+        let nanos = |duration: Duration| duration.as_nanos() as u64;
+        let session = SessionConfig {
+            clients_max: section.clients_max,
+            publishers_max: section.publishers_max,
+            subscriptions_max: section.subscriptions_max,
+            push_batch_max: section.push_batch_max,
+            push_interval_min: nanos(section.push_interval_min),
+            push_interval_max: nanos(section.push_interval_max),
+            slow_client_eviction: nanos(section.slow_client_eviction),
+            client_timeout: nanos(section.client_timeout),
+            client_disconnect_grace: nanos(section.client_disconnect_grace),
+            session_lease: nanos(self.data.session_lease),
+            history_bytes_max: section.history_bytes_max,
+            datum_linger: nanos(section.datum_linger),
+            heartbeat_interval: nanos(section.heartbeat_interval),
+            ..SessionConfig::new(SessionId(0), self.routes()?)
+        };
+        Ok(SessionOptions {
+            listen: section.listen,
+            cores: section.cores,
+            session,
+            first_cpu: section.cpu,
+            client_send_buffer: section.client_send_buffer,
+        })
+    }
+}
+
+/// Lays one `section.key=value` over a table. The value is TOML; what is not is taken as text.
+fn set(table: &mut toml::Table, setting: &str) -> anyhow::Result<()> {
+    let (path, value) = setting
+        .split_once('=')
+        .with_context(|| format!("{setting:?} is not of the form section.key=value"))?;
+    let value = toml::from_str::<toml::Table>(&format!("value = {value}"))
+        .ok()
+        .and_then(|mut parsed| parsed.remove("value"))
+        .unwrap_or_else(|| toml::Value::String(value.into()));
+    let mut keys: Vec<&str> = path.split('.').collect();
+    let last = keys.pop().context("a key is needed")?;
+    let mut place = table;
+    for key in keys {
+        let inner = place.entry(key).or_insert_with(|| toml::Value::Table(toml::Table::new()));
+        place = inner.as_table_mut().with_context(|| format!("{key} in {path} is no section"))?;
+    }
+    place.insert(last.into(), value);
+    Ok(())
+}

@@ -1,0 +1,7 @@
+//! The data node: shards of the engine behind links.
+
+pub mod metrics;
+
+pub mod node;
+
+pub mod server;

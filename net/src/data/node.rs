@@ -1,0 +1,424 @@
+//! One shard of a data node as a role: frames of session links in, diffs and acknowledgements out.
+//!
+//! A link has one output buffer. While it is short, every diff is appended to it; when it passes `link_buffer_max` the
+//! reader falls behind and keeps only a revision per slot, and when the buffer has drained it gets one diff per data id
+//! from there. Nothing queues without bound.
+
+use std::collections::BTreeSet;
+
+use slotcast_engine::{
+    error::Refusal,
+    id::{DatumKey, Nanos, ReaderId, RegisterId, SessionId, SlotId},
+    shard::{LinkError, Shard, ShardConfig},
+};
+
+use crate::{
+    data::metrics::DataMetrics,
+    io::{
+        ring::{ConnId, Event, SendOutcome, SharedFrame, Sockets},
+        role::Role,
+    },
+    wire::{
+        Decoder, ErrorCode, FrameError, Message,
+        header::{FRAME_BYTES_MAX, PROTOCOL},
+        message::{SubscribeItem, write_ack, write_diff},
+    },
+};
+
+/// Longest time between two ticks of the shard.
+const TICK: u64 = Nanos::SECOND / 10;
+/// Above this many bytes a link's buffer is handed over instead of copied.
+const SHARE_BYTES: usize = 256 * 1024;
+
+/// Bounds of one shard's links.
+#[derive(Debug, Clone, Copy)]
+pub struct NodeLimits {
+    /// Bytes of output of one link above which its reader falls behind.
+    pub link_buffer_max: usize,
+    /// Links at once.
+    pub links_max: usize,
+}
+
+impl Default for NodeLimits {
+    fn default() -> Self {
+        Self { link_buffer_max: 8 * 1024 * 1024, links_max: 4096 }
+    }
+}
+
+struct Link {
+    conn: ConnId,
+    decoder: Decoder,
+    out: Vec<u8>,
+    session: Option<SessionId>,
+    blocked: bool,
+    closing: Option<ErrorCode>,
+    is_dirty: bool,
+}
+
+/// One shard and its links.
+pub struct Node {
+    shard: Shard,
+    slot_count: u32,
+    run: u64,
+    limits: NodeLimits,
+    links: Vec<Option<Link>>,
+    link_count: usize,
+    dirty: Vec<u32>,
+    wrote_at: Option<Nanos>,
+    next_tick: Nanos,
+    metrics: DataMetrics,
+    draining: bool,
+}
+
+impl Node {
+    /// A shard that has not been linked to yet. `run` is a number that no earlier run has used.
+    pub fn new(config: ShardConfig, limits: NodeLimits, run: u64, metrics: DataMetrics) -> Self {
+        Self {
+            slot_count: config.slot_count,
+            shard: Shard::new(config),
+            run,
+            limits,
+            links: Vec::new(),
+            link_count: 0,
+            dirty: Vec::new(),
+            wrote_at: None,
+            next_tick: Nanos(0),
+            metrics,
+            draining: false,
+        }
+    }
+
+    /// The shard, to look at.
+    pub fn shard(&self) -> &Shard {
+        &self.shard
+    }
+
+    /// Stops taking links and ends the role after the next turn.
+    pub fn stop(&mut self) {
+        self.draining = true;
+    }
+
+    fn accept(&mut self, conn: ConnId) {
+        let index = conn.index();
+        if self.links.len() <= index {
+            self.links.resize_with(index + 1, || None);
+        }
+        let mut link = Link {
+            conn,
+            decoder: Decoder::default(),
+            out: Vec::new(),
+            session: None,
+            blocked: false,
+            closing: None,
+            is_dirty: false,
+        };
+        self.link_count += 1;
+        self.metrics.links.set(self.link_count as i64);
+        if self.link_count > self.limits.links_max {
+            refuse(&mut link, ErrorCode::TooManyConnections, "as many links as this shard takes", 1000);
+        }
+        self.links[index] = Some(link);
+        self.mark_dirty(index as u32);
+    }
+
+    fn close(&mut self, conn: ConnId) {
+        let index = conn.index();
+        if let Some(slot) = self.links.get_mut(index)
+            && slot.as_ref().is_some_and(|link| link.conn == conn)
+        {
+            *slot = None;
+            self.link_count -= 1;
+            self.metrics.links.set(self.link_count as i64);
+            self.shard.handle_link_close(ReaderId(index as u32));
+        }
+    }
+
+    fn receive(&mut self, conn: ConnId, bytes: &[u8], now: Nanos) {
+        let index = conn.index();
+        let Some(link) = self.link_mut(index, conn) else { return };
+        if link.closing.is_some() {
+            return;
+        }
+        let mut decoder = std::mem::take(&mut link.decoder);
+        let result = decoder.feed(bytes, FRAME_BYTES_MAX, |frame| {
+            let message = Message::read(frame)?;
+            self.metrics.frames_received.inc();
+            self.handle_message(index, message, now)
+        });
+        let Some(link) = self.link_mut(index, conn) else { return };
+        link.decoder = decoder;
+        if let Err(fault) = result {
+            let (code, text) = (fault.code(), fault.to_string());
+            tracing::warn!(session = ?link.session, error = %text, "closing a link");
+            refuse(link, code, &text, 0);
+            self.metrics.link_errors.get_or_create(&code.into()).inc();
+        }
+        self.mark_dirty(index as u32);
+    }
+
+    fn handle_message(&mut self, index: usize, message: Message<'_>, now: Nanos) -> Result<(), LinkFault> {
+        let reader = ReaderId(index as u32);
+        if let Message::LinkHello { protocol, slot_count, session, run, epoch_seen } = message {
+            if protocol != PROTOCOL {
+                return Err(LinkFault::Protocol(protocol));
+            }
+            if slot_count != self.slot_count {
+                return Err(LinkFault::SlotCount(slot_count, self.slot_count));
+            }
+            return self.welcome(index, session, run, epoch_seen, now);
+        }
+        let known = self.links[index].as_ref().is_some_and(|link| link.session.is_some());
+        if !known {
+            return Err(LinkFault::Unexpected);
+        }
+        match message {
+            Message::Write { sequence, entries } => {
+                self.wrote_at.get_or_insert(now);
+                self.metrics.write_frames.inc();
+                self.shard.handle_write(reader, sequence, entries, now)?;
+            }
+            Message::Subscribe(items) => {
+                for item in items {
+                    self.subscribe(index, &item);
+                }
+            }
+            Message::Unsubscribe(datums) => {
+                datums.into_iter().for_each(|datum| self.shard.handle_uninterest(reader, datum));
+            }
+            Message::Heartbeat { mark, digest } => {
+                let answer = self.shard.handle_heartbeat(reader, mark, digest, now)?;
+                if answer.differs.is_some() {
+                    self.metrics.digest_mismatches.inc();
+                }
+                let answer = Message::HeartbeatAck {
+                    mark: answer.mark,
+                    confirmed: answer.confirmed,
+                    settled: answer.settled,
+                    differs: answer.differs,
+                };
+                self.answer(index, &answer);
+            }
+            Message::DigestRequest(slot) => self.tell_digests(index, slot)?,
+            Message::Holds { datum, registers } => self.holds(reader, datum, registers)?,
+            Message::Goodbye => self.shard.handle_goodbye(reader),
+            Message::Ping(nonce) => self.answer(index, &Message::Pong(nonce)),
+            _ => return Err(LinkFault::Unexpected),
+        }
+        Ok(())
+    }
+
+    fn welcome(
+        &mut self,
+        index: usize,
+        session: SessionId,
+        run: u64,
+        epoch_seen: u32,
+        now: Nanos,
+    ) -> Result<(), LinkFault> {
+        let reader = ReaderId(index as u32);
+        let same_run = run == self.run;
+        let last_sequence = self.shard.handle_link_open(reader, session, epoch_seen, same_run, now)?;
+        let slot = self.shard.slots().next().map(|slot| slot.revision().epoch());
+        let (run, slot_count) = (self.run, self.slot_count);
+        let (shard, shards) = self.shard.placement();
+        let epoch = slot.unwrap_or(self.shard.epoch());
+        if let Some(link) = self.links[index].as_mut() {
+            link.session = Some(session);
+        }
+        self.answer(index, &Message::LinkWelcome { run, last_sequence, epoch, shard, shards, slot_count });
+        Ok(())
+    }
+
+    fn subscribe(&mut self, index: usize, item: &SubscribeItem) {
+        if let Err(refusal) = self.shard.handle_interest(ReaderId(index as u32), &item.id, item.since) {
+            let refused = Message::SubscribeRefused { datum: item.id.key(), code: refusal.code() };
+            self.answer(index, &refused);
+        }
+    }
+
+    fn tell_digests(&mut self, index: usize, slot: SlotId) -> Result<(), LinkFault> {
+        let digests = self.shard.handle_digest_request(ReaderId(index as u32), slot)?;
+        self.answer(index, &Message::DatumDigests(slot, digests.into_iter().collect()));
+        Ok(())
+    }
+
+    fn holds(
+        &mut self,
+        reader: ReaderId,
+        datum: DatumKey,
+        registers: Vec<RegisterId>,
+    ) -> Result<(), LinkFault> {
+        let registers: BTreeSet<RegisterId> = registers.into_iter().collect();
+        let removed = self.shard.handle_holds(reader, datum, &registers)?;
+        self.metrics.repaired.inc_by(removed as u64);
+        Ok(())
+    }
+
+    fn answer(&mut self, index: usize, message: &Message<'_>) {
+        if let Some(link) = self.links[index].as_mut() {
+            message.write(&mut link.out);
+        }
+        self.mark_dirty(index as u32);
+    }
+
+    fn mark_dirty(&mut self, index: u32) {
+        if let Some(Some(link)) = self.links.get_mut(index as usize)
+            && !link.is_dirty
+        {
+            link.is_dirty = true;
+            self.dirty.push(index);
+        }
+    }
+
+    fn link_mut(&mut self, index: usize, conn: ConnId) -> Option<&mut Link> {
+        self.links.get_mut(index)?.as_mut().filter(|link| link.conn == conn)
+    }
+
+    /// Puts acknowledgements and diffs of the turn into the links' buffers.
+    fn fill_buffers(&mut self, now: Nanos) {
+        while let Some(ack) = self.shard.poll_ack() {
+            for refusal in ack.outcomes.iter().filter_map(|outcome| outcome.err()) {
+                self.metrics.refused.get_or_create(&refusal.into()).inc();
+            }
+            self.metrics.writes.inc_by(ack.outcomes.len() as u64);
+            if let Some(Some(link)) = self.links.get_mut(ack.reader.0 as usize) {
+                write_ack(&mut link.out, ack.sequence, &ack.outcomes);
+            }
+            self.mark_dirty(ack.reader.0);
+        }
+        let (links, metrics, dirty) = (&mut self.links, &self.metrics, &mut self.dirty);
+        let mut frame = Vec::new();
+        let mut diffs = 0;
+        self.shard.poll_push(|push| {
+            frame.clear();
+            write_diff(&mut frame, push.slot, |body| push.answer.write(push.datum, body));
+            diffs += 1;
+            for reader in push.readers {
+                let Some(Some(link)) = links.get_mut(reader.0 as usize) else { continue };
+                link.out.extend_from_slice(&frame);
+                metrics.diffs_sent.inc();
+                if !link.is_dirty {
+                    link.is_dirty = true;
+                    dirty.push(reader.0);
+                }
+            }
+        });
+        if let Some(wrote_at) = self.wrote_at.take()
+            && diffs > 0
+        {
+            self.metrics.apply_delay.observe(now.since(wrote_at) as f64 / 1e9);
+        }
+    }
+
+    fn send_buffers(&mut self, sockets: &mut dyn Sockets) {
+        for index in std::mem::take(&mut self.dirty) {
+            let Some(Some(link)) = self.links.get_mut(index as usize) else { continue };
+            link.is_dirty = false;
+            if !link.out.is_empty() {
+                let outcome = if link.out.len() >= SHARE_BYTES {
+                    sockets.send_shared(link.conn, &SharedFrame::from(link.out.as_slice()))
+                } else {
+                    sockets.send(link.conn, &[&link.out])
+                };
+                match outcome {
+                    SendOutcome::Queued => {
+                        self.metrics.bytes_sent.inc_by(link.out.len() as u64);
+                        link.out.clear();
+                        link.out.shrink_to(SHARE_BYTES);
+                    }
+                    SendOutcome::Gone => link.out.clear(),
+                    SendOutcome::Busy => {}
+                }
+            }
+            let reader = ReaderId(index);
+            let full = link.out.len() > self.limits.link_buffer_max;
+            if full && !link.blocked {
+                link.blocked = true;
+                self.metrics.links_behind.inc();
+                self.shard.handle_reader_blocked(reader);
+            } else if link.blocked && link.out.is_empty() {
+                link.blocked = false;
+                self.shard.handle_reader_writable(reader);
+            }
+            if link.out.len() > self.limits.link_buffer_max * 4 && link.closing.is_none() {
+                refuse(link, ErrorCode::SlowReader, "the link does not read its acknowledgements", 1000);
+                self.metrics.link_errors.get_or_create(&ErrorCode::SlowReader.into()).inc();
+                sockets.close(link.conn, true);
+            } else if link.closing.is_some() {
+                sockets.close(link.conn, false);
+            }
+        }
+    }
+
+    fn observe(&self) {
+        let (counts, stats) = (self.shard.counts(), self.shard.stats());
+        let (interests, behind, held_back) = self.shard.reader_counts();
+        self.metrics.observe(&counts, &stats, (interests, behind, held_back), self.shard.is_serving());
+    }
+}
+
+impl Role for Node {
+    fn handle(&mut self, event: Event<'_>, now: Nanos) {
+        match event {
+            Event::Accepted { conn, .. } => self.accept(conn),
+            Event::Received { conn, bytes } => self.receive(conn, bytes, now),
+            Event::Writable { conn } => self.mark_dirty(conn.index() as u32),
+            Event::Closed { conn, .. } => self.close(conn),
+            Event::Connected { .. } => {}
+        }
+    }
+
+    fn turn(&mut self, now: Nanos, sockets: &mut dyn Sockets) -> bool {
+        if now >= self.next_tick {
+            self.shard.tick(now);
+            self.next_tick = now.after(TICK);
+            self.observe();
+        }
+        self.shard.seal(now);
+        self.fill_buffers(now);
+        self.send_buffers(sockets);
+        self.shard.has_backlog() || !self.dirty.is_empty()
+    }
+
+    fn wake_at(&self) -> Nanos {
+        self.next_tick
+    }
+
+    fn is_finished(&self) -> bool {
+        self.draining
+    }
+}
+
+/// Why a link is closed.
+#[derive(Debug, thiserror::Error)]
+enum LinkFault {
+    #[error("{0}")]
+    Frame(#[from] FrameError),
+    #[error("{0}")]
+    Refused(#[from] Refusal),
+    #[error("{0}")]
+    Link(#[from] LinkError),
+    #[error("protocol version {0} is not spoken here, {PROTOCOL} is")]
+    Protocol(u16),
+    #[error("the session counts {0} slots, this cluster has {1}")]
+    SlotCount(u32, u32),
+    #[error("a message that does not belong here, or not before the hello")]
+    Unexpected,
+}
+
+impl LinkFault {
+    fn code(&self) -> ErrorCode {
+        match self {
+            LinkFault::Frame(_) | LinkFault::Link(LinkError::Malformed(_)) => ErrorCode::Frame,
+            LinkFault::Refused(_) | LinkFault::Link(_) => ErrorCode::SessionRefused,
+            LinkFault::Protocol(_) => ErrorCode::ProtocolVersion,
+            LinkFault::SlotCount(..) => ErrorCode::Configuration,
+            LinkFault::Unexpected => ErrorCode::Unexpected,
+        }
+    }
+}
+
+fn refuse(link: &mut Link, code: ErrorCode, text: &str, retry_after_ms: u32) {
+    Message::Error { code: code as u16, retry_after_ms, text }.write(&mut link.out);
+    link.closing = Some(code);
+}

@@ -1,0 +1,98 @@
+//! Runs a data node: one thread, one port and one shard per core.
+
+use std::net::SocketAddr;
+
+use anyhow::Context;
+use prometheus_client::registry::Registry;
+use slotcast_engine::shard::ShardConfig;
+
+use crate::{
+    data::{
+        metrics::DataMetrics,
+        node::{Node, NodeLimits},
+    },
+    io::{
+        clock,
+        pump::{self, Pump, PumpConfig},
+        ring::RingConfig,
+    },
+};
+
+/// What a data node is told at its start.
+#[derive(Debug, Clone)]
+pub struct DataOptions {
+    /// Port of the first shard; the others follow. Port 0 lets the system choose each.
+    pub listen: SocketAddr,
+    /// Settings of a shard; number and count are filled in.
+    pub shard: ShardConfig,
+    /// Bounds of the links.
+    pub limits: NodeLimits,
+    /// The CPU of the first shard; the others follow.
+    pub first_cpu: Option<usize>,
+}
+
+/// A running data node.
+pub struct DataServer {
+    /// The port of each shard.
+    pub addrs: Vec<SocketAddr>,
+    /// Metrics of each shard.
+    pub metrics: Vec<DataMetrics>,
+    pumps: Vec<Pump>,
+}
+
+impl DataServer {
+    /// Binds the ports and starts the shards.
+    pub fn start(options: &DataOptions, registry: &mut Registry) -> anyhow::Result<Self> {
+        let mut server = Self { addrs: Vec::new(), metrics: Vec::new(), pumps: Vec::new() };
+        for shard in 0..options.shard.shards {
+            server
+                .start_shard(options, shard, registry)
+                .with_context(|| format!("starting shard {shard}"))?;
+        }
+        Ok(server)
+    }
+
+    fn start_shard(
+        &mut self,
+        options: &DataOptions,
+        shard: u32,
+        registry: &mut Registry,
+    ) -> anyhow::Result<()> {
+        let ring = RingConfig {
+            sockets_max: options.limits.links_max + 16,
+            recv_buffers: 256,
+            recv_buffer_bytes: 64 * 1024,
+            staging_bytes: 16 << 20,
+            ..RingConfig::default()
+        };
+        let mut addr = options.listen;
+        if addr.port() != 0 {
+            addr.set_port(addr.port() + shard as u16);
+        }
+        let listener = pump::listen(addr, 1, &ring)?.pop().context("no listener")?;
+        self.addrs.push(listener.local_addr()?);
+        let metrics = DataMetrics::new(registry, shard);
+        self.metrics.push(metrics.clone());
+        let config = ShardConfig { shard, seed: clock::unique(), ..options.shard.clone() };
+        let (limits, run) = (options.limits, clock::unique());
+        let pump = PumpConfig {
+            name: format!("data-{shard}"),
+            cpu: options.first_cpu.map(|first| first + shard as usize),
+            ring,
+            listener: Some(listener),
+        };
+        self.pumps.push(Pump::start(pump, move || Node::new(config, limits, run, metrics))?);
+        Ok(())
+    }
+
+    /// Whether a shard has ended by itself.
+    pub fn is_finished(&self) -> bool {
+        self.pumps.iter().any(Pump::is_finished)
+    }
+
+    /// Ends all shards.
+    pub fn stop(self) -> anyhow::Result<()> {
+        self.pumps.iter().for_each(Pump::stop);
+        self.pumps.into_iter().try_for_each(Pump::join)
+    }
+}

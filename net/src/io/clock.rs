@@ -1,0 +1,25 @@
+//! Clocks and numbers from the operating system, for everybody who must not ask for them himself.
+
+use std::{
+    collections::hash_map::RandomState,
+    hash::{BuildHasher, Hasher},
+    sync::OnceLock,
+    time::{Instant, SystemTime, UNIX_EPOCH},
+};
+
+use slotcast_engine::id::Nanos;
+
+/// Monotonic time since the process first asked.
+pub fn now() -> Nanos {
+    static START: OnceLock<Instant> = OnceLock::new();
+    // Never zero, so that zero can mean "not yet".
+    Nanos(START.get_or_init(Instant::now).elapsed().as_nanos() as u64 + 1)
+}
+
+/// An unpredictable number that no other process and no other call has.
+pub fn unique() -> u64 {
+    let mut hasher = RandomState::new().build_hasher();
+    hasher.write_u32(std::process::id());
+    hasher.write_u128(SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos()));
+    hasher.finish() | 1
+}

@@ -1,0 +1,9 @@
+//! Sockets, clocks and the loop that drives a role: the only place of this crate that touches the operating system.
+
+pub mod clock;
+
+pub mod ring;
+
+pub mod role;
+
+pub mod pump;

@@ -1,0 +1,24 @@
+//! Everything of Slotcast that speaks: the wire format, the roles, and the loop that drives them.
+//!
+//! A role (data node, session, client) is a plain state machine; `io` drives it. Roles share `wire` and never import each
+//! other. The modules are listed in reading order.
+
+pub mod wire;
+
+pub mod io;
+
+mod metrics;
+
+mod faults;
+
+pub mod data;
+
+pub mod session;
+
+pub mod client;
+
+pub mod admin;
+
+pub mod config;
+
+pub mod process;

@@ -1,0 +1,89 @@
+//! A process of one role or of all: servers, HTTP, and the wait for a signal.
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::Context;
+use prometheus_client::registry::Registry;
+
+use crate::{
+    admin::Admin,
+    config::Config,
+    data::server::DataServer,
+    session::{config::Routes, server::SessionServer},
+};
+
+/// Prefix of every metric's name.
+const METRICS_PREFIX: &str = "slotcast";
+
+/// A running data node with its HTTP side.
+pub struct DataProcess {
+    /// The shards.
+    pub server: DataServer,
+    /// The HTTP side.
+    pub admin: Admin,
+}
+
+/// A running session process with its HTTP side.
+pub struct SessionProcess {
+    /// The cores.
+    pub server: SessionServer,
+    /// The HTTP side.
+    pub admin: Admin,
+}
+
+impl DataProcess {
+    /// Starts a data node.
+    pub fn start(config: &Config) -> anyhow::Result<Self> {
+        let mut registry = Registry::with_prefix(METRICS_PREFIX);
+        let server = DataServer::start(&config.data_options()?, &mut registry)?;
+        let metrics = server.metrics.clone();
+        let ready = Arc::new(move || {
+            let waiting = metrics.iter().filter(|shard| shard.serving.get() == 0).count();
+            if waiting == 0 {
+                Ok(())
+            } else {
+                Err(format!("{waiting} of {} shards do not answer readers yet", metrics.len()))
+            }
+        });
+        let admin = Admin::start(config.data.http, registry, ready)?;
+        Ok(Self { server, admin })
+    }
+}
+
+impl SessionProcess {
+    /// Starts a session process. `routes` replaces those of the configuration, where ports were chosen by the system.
+    pub fn start(config: &Config, routes: Option<Routes>) -> anyhow::Result<Self> {
+        let mut registry = Registry::with_prefix(METRICS_PREFIX);
+        let mut options = config.session_options()?;
+        if let Some(routes) = routes {
+            options.session.routes = routes;
+        }
+        let server = SessionServer::start(&options, &mut registry)?;
+        let (metrics, links) = (server.metrics.clone(), server.links);
+        let ready = Arc::new(move || {
+            let up: i64 = metrics.iter().map(|core| core.links_up.get()).sum();
+            let wanted = links * metrics.len();
+            if up as usize == wanted { Ok(()) } else { Err(format!("{up} of {wanted} links are up")) }
+        });
+        let admin = Admin::start(config.session.http, registry, ready)?;
+        Ok(Self { server, admin })
+    }
+}
+
+/// Blocks until the process is asked to end (SIGINT, SIGTERM) or `ended` says so.
+pub fn wait_for_end(ended: impl Fn() -> bool) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        use tokio::signal::unix::{SignalKind, signal};
+        let mut interrupt = signal(SignalKind::interrupt()).context("installing a signal handler")?;
+        let mut terminate = signal(SignalKind::terminate()).context("installing a signal handler")?;
+        let mut look = tokio::time::interval(Duration::from_millis(200));
+        loop {
+            tokio::select! {
+                _ = interrupt.recv() => return Ok(()),
+                _ = terminate.recv() => return Ok(()),
+                _ = look.tick() => if ended() { return Ok(()) },
+            }
+        }
+    })
+}

@@ -1,0 +1,395 @@
+//! The session's cached data ids: one list each, its last diffs, and who subscribes.
+//!
+//! Whatever a data node sends is turned into what really changed against the cached list. Only real changes become client
+//! frames, each encoded once and shared by all subscribers, and each following the one before it, so that a client at any
+//! revision in between can take it.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+
+use slotcast_engine::{
+    diff::{self, Diff, SNAPSHOT, list_fingerprint},
+    id::{DataId, DatumKey, Nanos, RegisterId, Revision, SessionId},
+    record::Record,
+};
+
+use crate::{io::ring::SharedFrame, wire::message::write_diff};
+
+/// A record of the list, with the session that owns it.
+struct Held {
+    owner: SessionId,
+    record: Box<[u8]>,
+    /// Absent at a new run of the data node, whose owner has not been heard of there yet.
+    retained: bool,
+}
+
+/// One recent diff.
+struct Step {
+    from: Revision,
+    to: Revision,
+    /// Digest of the list before it.
+    digest_before: u64,
+    frame: SharedFrame,
+    registers: Box<[RegisterId]>,
+}
+
+/// A subscriber that waits for the first answer, or for a revision that this session has not reached yet.
+pub(super) struct Waiting {
+    pub(super) client: u32,
+    pub(super) since: Revision,
+    pub(super) digest: u64,
+}
+
+/// One cached data id.
+pub(super) struct Datum {
+    pub(super) id: DataId,
+    pub(super) shard: usize,
+    /// The list is complete up to here.
+    pub(super) revision: Revision,
+    pub(super) known: bool,
+    pub(super) subscribers: Vec<u32>,
+    pub(super) waiting: Vec<Waiting>,
+    pub(super) idle_since: Option<Nanos>,
+    records: BTreeMap<RegisterId, Held>,
+    retained: usize,
+    digest: u64,
+    steps: VecDeque<Step>,
+    step_bytes: usize,
+    snapshot: Option<SharedFrame>,
+    merged: Option<(Revision, SharedFrame)>,
+}
+
+/// What a diff from a data node did.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Applied {
+    /// The list is the same; the revision may have grown.
+    Unchanged,
+    /// Subscribers have something to get.
+    Changed,
+    /// It does not follow what is cached: a fresh answer is needed.
+    Gap,
+    /// It is older than what is cached, and was not taken.
+    Older,
+}
+
+/// How a subscriber's claim to hold the list at a revision was settled.
+pub(super) enum Resumed {
+    /// It holds exactly the current list.
+    Current,
+    /// It holds a list that the recent diffs lead on from.
+    At(Revision),
+    /// It needs a snapshot.
+    Snapshot,
+    /// It is ahead of this session: the data node has to be asked.
+    Ahead,
+}
+
+/// All cached data ids.
+pub(super) struct Cache {
+    datums: Vec<Option<Datum>>,
+    vacant: Vec<u32>,
+    index: HashMap<DatumKey, u32>,
+    /// Revision of the latest change per data id: what a subscription is compared with, densely.
+    latest: Vec<Revision>,
+    history_bytes_max: usize,
+}
+
+impl Cache {
+    pub(super) fn new(history_bytes_max: usize) -> Self {
+        Self {
+            datums: Vec::new(),
+            vacant: Vec::new(),
+            index: HashMap::new(),
+            latest: Vec::new(),
+            history_bytes_max,
+        }
+    }
+
+    pub(super) fn find(&self, key: DatumKey) -> Option<u32> {
+        self.index.get(&key).copied()
+    }
+
+    pub(super) fn insert(&mut self, id: DataId, shard: usize) -> u32 {
+        let key = id.key();
+        let datum = Datum {
+            id,
+            shard,
+            revision: Revision::ZERO,
+            known: false,
+            subscribers: Vec::new(),
+            waiting: Vec::new(),
+            idle_since: None,
+            records: BTreeMap::new(),
+            retained: 0,
+            digest: 0,
+            steps: VecDeque::new(),
+            step_bytes: 0,
+            snapshot: None,
+            merged: None,
+        };
+        let index = self.vacant.pop().unwrap_or_else(|| {
+            self.datums.push(None);
+            self.latest.push(Revision::ZERO);
+            (self.datums.len() - 1) as u32
+        });
+        self.datums[index as usize] = Some(datum);
+        self.latest[index as usize] = Revision::ZERO;
+        self.index.insert(key, index);
+        index
+    }
+
+    pub(super) fn remove(&mut self, index: u32) -> Option<Datum> {
+        let datum = self.datums.get_mut(index as usize)?.take()?;
+        self.index.remove(&datum.id.key());
+        self.vacant.push(index);
+        Some(datum)
+    }
+
+    pub(super) fn get(&self, index: u32) -> Option<&Datum> {
+        self.datums.get(index as usize)?.as_ref()
+    }
+
+    pub(super) fn get_mut(&mut self, index: u32) -> Option<&mut Datum> {
+        self.datums.get_mut(index as usize)?.as_mut()
+    }
+
+    /// Revision of a data id's latest change.
+    pub(super) fn latest(&self, index: u32) -> Revision {
+        self.latest[index as usize]
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.index.len()
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (u32, &Datum)> {
+        self.datums.iter().enumerate().filter_map(|(index, datum)| Some((index as u32, datum.as_ref()?)))
+    }
+
+    /// Takes a diff or snapshot of a data node in. `may_remove` says of an owner whether the data node would know its
+    /// registrations by now: absence from a snapshot removes only those.
+    pub(super) fn apply(
+        &mut self,
+        index: u32,
+        diff: &Diff<'_>,
+        may_remove: impl Fn(SessionId) -> bool,
+    ) -> Applied {
+        let Some(datum) = self.get_mut(index) else { return Applied::Unchanged };
+        if !diff.is_snapshot && (!datum.known || diff.from > datum.revision) {
+            return Applied::Gap;
+        }
+        if diff.to < datum.revision && datum.known {
+            return Applied::Older;
+        }
+        let first = !datum.known;
+        let before = datum.digest;
+        let (removes, puts) = datum.take_in(diff, may_remove);
+        let from = if first { Revision::ZERO } else { self.latest[index as usize] };
+        let Some(datum) = self.datums[index as usize].as_mut() else { return Applied::Unchanged };
+        datum.revision = diff.to;
+        datum.known = true;
+        if first {
+            self.latest[index as usize] = diff.to;
+            return Applied::Changed;
+        }
+        datum.snapshot = None;
+        if removes.is_empty() && puts.is_empty() {
+            return Applied::Unchanged;
+        }
+        datum.step(from, before, &removes, &puts, self.history_bytes_max);
+        self.latest[index as usize] = diff.to;
+        Applied::Changed
+    }
+
+    /// The data ids of a shard with retained records whose owner is accounted for by now: a fresh answer decides.
+    pub(super) fn retained_due(&self, shard: usize, may_remove: impl Fn(SessionId) -> bool) -> Vec<u32> {
+        self.iter()
+            .filter(|(_, datum)| datum.retained > 0 && datum.shard == shard)
+            .filter(|(_, datum)| datum.records.values().any(|held| held.retained && may_remove(held.owner)))
+            .map(|(index, _)| index)
+            .collect()
+    }
+
+    /// Settles a claim to hold the list at `since` with `digest`.
+    pub(super) fn resume(&self, index: u32, since: Revision, digest: u64) -> Resumed {
+        let Some(datum) = self.get(index) else { return Resumed::Snapshot };
+        if since == Revision::ZERO {
+            return Resumed::Snapshot;
+        }
+        if digest == datum.digest {
+            return Resumed::Current;
+        }
+        if since > datum.revision {
+            return Resumed::Ahead;
+        }
+        let held = |step: &&Step| step.from <= since && since < step.to && step.digest_before == digest;
+        match datum.steps.iter().find(held) {
+            Some(step) if crate::faults::late_resume() => Resumed::At(step.to),
+            Some(_) => Resumed::At(since),
+            None => Resumed::Snapshot,
+        }
+    }
+
+    /// Appends the frames that lead a client from `sent` to the present, at most `room`; returns the client's revision
+    /// after them. More than `merge_above` steps are merged into one diff; what the history does not reach is answered
+    /// by a snapshot (the flag says so).
+    pub(super) fn frames_since(
+        &mut self,
+        index: u32,
+        sent: Revision,
+        room: usize,
+        merge_above: usize,
+        frames: &mut Vec<SharedFrame>,
+    ) -> (Revision, bool) {
+        let Some(datum) = self.datums[index as usize].as_mut() else { return (sent, false) };
+        let first = datum.steps.partition_point(|step| step.to <= sent);
+        let reached = datum.steps.get(first).is_some_and(|step| step.from <= sent);
+        if sent == Revision::ZERO || !reached {
+            frames.push(datum.snapshot_frame());
+            return (datum.revision, true);
+        }
+        let steps = datum.steps.len() - first;
+        if steps > merge_above {
+            frames.push(datum.merged_frame(first));
+            return (datum.steps.back().map_or(sent, |step| step.to), false);
+        }
+        let mut reached = sent;
+        for step in datum.steps.iter().skip(first).take(room) {
+            frames.push(step.frame.clone());
+            reached = step.to;
+        }
+        (reached, false)
+    }
+}
+
+impl Datum {
+    /// Digest of the current list.
+    pub(super) fn digest(&self) -> u64 {
+        self.digest
+    }
+
+    /// Applies a diff to the records; returns the registrations that are gone and those that are new or different.
+    fn take_in(
+        &mut self,
+        diff: &Diff<'_>,
+        may_remove: impl Fn(SessionId) -> bool,
+    ) -> (Vec<RegisterId>, Vec<RegisterId>) {
+        let mut puts = Vec::new();
+        let mut owners = diff.owners();
+        for record in diff.puts() {
+            let owner = owners.as_mut().and_then(Iterator::next).unwrap_or(SessionId(0));
+            let register = record.register();
+            match self.records.get_mut(&register) {
+                Some(held) if held.checksum() == record.checksum() => {
+                    self.retained -= usize::from(held.retained);
+                    (held.owner, held.retained) = (owner, false);
+                    continue;
+                }
+                _ => self.forget(register),
+            }
+            self.digest = self.digest.wrapping_add(list_fingerprint(register, record.checksum()));
+            let held = Held { owner, record: record.bytes().into(), retained: false };
+            self.records.insert(register, held);
+            puts.push(register);
+        }
+        let mut removes: Vec<RegisterId> = diff.removes().collect();
+        if diff.is_snapshot {
+            let told: std::collections::HashSet<RegisterId> =
+                diff.puts().map(|record| record.register()).collect();
+            for (register, held) in &mut self.records {
+                if told.contains(register) {
+                    continue;
+                }
+                if may_remove(held.owner) {
+                    removes.push(*register);
+                } else if !held.retained {
+                    held.retained = true;
+                    self.retained += 1;
+                }
+            }
+        }
+        removes.retain(|register| self.records.contains_key(register));
+        removes.iter().for_each(|register| self.forget(*register));
+        (removes, puts)
+    }
+
+    fn forget(&mut self, register: RegisterId) {
+        if let Some(held) = self.records.remove(&register) {
+            self.digest = self.digest.wrapping_sub(list_fingerprint(register, held.checksum()));
+            self.retained -= usize::from(held.retained);
+        }
+    }
+
+    /// Adds a step from `from` to the current revision.
+    fn step(
+        &mut self,
+        from: Revision,
+        digest_before: u64,
+        removes: &[RegisterId],
+        puts: &[RegisterId],
+        bytes_max: usize,
+    ) {
+        self.merged = None;
+        let frame = self.diff_frame(from, removes, puts);
+        self.step_bytes += frame.len();
+        let registers = removes.iter().chain(puts).copied().collect();
+        self.steps.push_back(Step { from, to: self.revision, digest_before, frame, registers });
+        while self.step_bytes > bytes_max && self.steps.len() > 1 {
+            if let Some(oldest) = self.steps.pop_front() {
+                self.step_bytes -= oldest.frame.len();
+            }
+        }
+    }
+
+    fn snapshot_frame(&mut self) -> SharedFrame {
+        if let Some(frame) = &self.snapshot {
+            return frame.clone();
+        }
+        let registers: Vec<RegisterId> = self.records.keys().copied().collect();
+        let frame = self.frame(SNAPSHOT, Revision::ZERO, &[], &registers);
+        self.snapshot = Some(frame.clone());
+        frame
+    }
+
+    fn merged_frame(&mut self, first: usize) -> SharedFrame {
+        let from = self.steps[first].from;
+        if let Some((_, frame)) = self.merged.as_ref().filter(|(start, _)| *start == from) {
+            return frame.clone();
+        }
+        let mut registers: Vec<RegisterId> =
+            self.steps.iter().skip(first).flat_map(|step| step.registers.iter().copied()).collect();
+        registers.sort_unstable();
+        registers.dedup();
+        let (puts, removes): (Vec<_>, Vec<_>) =
+            registers.into_iter().partition(|register| self.records.contains_key(register));
+        let frame = self.diff_frame(from, &removes, &puts);
+        self.merged = Some((from, frame.clone()));
+        frame
+    }
+
+    fn diff_frame(&self, from: Revision, removes: &[RegisterId], puts: &[RegisterId]) -> SharedFrame {
+        if !removes.is_empty() && crate::faults::skip_removal() {
+            return self.frame(0, from, &removes[1..], puts);
+        }
+        self.frame(0, from, removes, puts)
+    }
+
+    fn frame(&self, flags: u8, from: Revision, removes: &[RegisterId], puts: &[RegisterId]) -> SharedFrame {
+        let records: Vec<Record<'_>> = puts
+            .iter()
+            .filter_map(|register| Record::read(&self.records.get(register)?.record).ok())
+            .collect();
+        let key = self.id.key();
+        let mut out = Vec::new();
+        write_diff(&mut out, slotcast_engine::id::SlotId::NONE, |body| {
+            diff::write(body, key, (from, self.revision), removes, None, records.into_iter());
+            flags
+        });
+        SharedFrame::from(out)
+    }
+}
+
+impl Held {
+    fn checksum(&self) -> u64 {
+        Record::read(&self.record).map_or(0, |record| record.checksum())
+    }
+}

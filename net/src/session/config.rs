@@ -1,0 +1,87 @@
+//! What a session core is told at its start.
+
+use std::net::SocketAddr;
+
+use slotcast_engine::id::{DatumKey, Nanos, SessionId};
+
+/// Where the shards of the data nodes are, and which leads which slot.
+#[derive(Debug, Clone)]
+pub struct Routes {
+    /// Slots of the cluster, a power of two.
+    pub slot_count: u32,
+    /// The port of every shard.
+    pub shards: Vec<SocketAddr>,
+    /// For each slot the position of its leader in `shards`.
+    pub leaders: Vec<u16>,
+}
+
+impl Routes {
+    /// The shard that leads a data id's slot.
+    pub fn shard_of(&self, datum: DatumKey) -> usize {
+        usize::from(self.leaders[usize::from(datum.slot(self.slot_count).0)])
+    }
+}
+
+/// Knobs and bounds of a session core. Times are in nanoseconds.
+#[derive(Debug, Clone)]
+pub struct SessionConfig {
+    /// This incarnation: a number that no earlier one has used.
+    pub id: SessionId,
+    /// The data nodes.
+    pub routes: Routes,
+    /// Clients at once.
+    pub clients_max: usize,
+    /// Publishers of one client.
+    pub publishers_max: u32,
+    /// Subscriptions of one client.
+    pub subscriptions_max: u32,
+    /// Frames concatenated in one write to one client.
+    pub push_batch_max: usize,
+    /// Shortest time between two rounds of writes.
+    pub push_interval_min: u64,
+    /// A client that takes nothing for this long counts as slow.
+    pub push_interval_max: u64,
+    /// A client that takes nothing for this long is closed.
+    pub slow_client_eviction: u64,
+    /// A client that sends nothing for this long is closed.
+    pub client_timeout: u64,
+    /// How long the publishers of a client that dropped stay.
+    pub client_disconnect_grace: u64,
+    /// The lease of a session at the data nodes; also the grace in a storm of drops.
+    pub session_lease: u64,
+    /// Bytes of recent diffs kept per data id.
+    pub history_bytes_max: usize,
+    /// How long a data id without subscribers stays cached.
+    pub datum_linger: u64,
+    /// Time between heartbeats on a link.
+    pub heartbeat_interval: u64,
+    /// Bytes waiting for a link above which publishes are refused.
+    pub link_buffer_max: usize,
+    /// Clients written to in one turn before events are looked at again.
+    pub clients_per_turn: usize,
+}
+
+impl SessionConfig {
+    /// The documented defaults.
+    pub fn new(id: SessionId, routes: Routes) -> Self {
+        Self {
+            id,
+            routes,
+            clients_max: 100_000,
+            publishers_max: 10_000,
+            subscriptions_max: 10_000,
+            push_batch_max: 64,
+            push_interval_min: 0,
+            push_interval_max: 5 * Nanos::SECOND,
+            slow_client_eviction: 30 * Nanos::SECOND,
+            client_timeout: 90 * Nanos::SECOND,
+            client_disconnect_grace: Nanos::SECOND,
+            session_lease: 30 * Nanos::SECOND,
+            history_bytes_max: 64 * 1024,
+            datum_linger: 60 * Nanos::SECOND,
+            heartbeat_interval: Nanos::SECOND,
+            link_buffer_max: 64 * 1024 * 1024,
+            clients_per_turn: 1024,
+        }
+    }
+}

@@ -1,0 +1,461 @@
+//! The session role: takes events apart and hands them to the parts that decide.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use slotcast_engine::id::{ClientId, DataId, DatumKey, Nanos, Revision};
+
+use crate::{
+    io::{
+        ring::{CloseReason, ConnId, Event, SendOutcome, SharedFrame, Sockets},
+        role::Role,
+    },
+    session::{
+        cache::Cache,
+        client::Client,
+        config::SessionConfig,
+        departures::Departures,
+        link::{Link, LinkState},
+        metrics::SessionMetrics,
+        registrations::Registrations,
+    },
+    wire::{
+        ErrorCode, FrameError, Message,
+        header::{CLIENT_FRAME_BYTES_MAX, FRAME_BYTES_MAX, PROTOCOL},
+    },
+};
+
+/// Longest time between two looks at the timers.
+const TICK: u64 = Nanos::SECOND / 20;
+/// Link output above this is handed over instead of copied.
+const SHARE_BYTES: usize = 256 * 1024;
+
+/// Who is at the other end of a connection.
+pub(super) enum Peer {
+    /// Nobody.
+    None,
+    /// A client.
+    Client(Box<Client>),
+    /// The shard with this number.
+    Link(usize, ConnId),
+}
+
+/// One core's share of a session process.
+pub struct Session {
+    pub(super) config: SessionConfig,
+    pub(super) peers: Vec<Peer>,
+    pub(super) links: Vec<Link>,
+    pub(super) cache: Cache,
+    pub(super) registrations: Registrations,
+    pub(super) published_names: BTreeMap<DatumKey, (DataId, u32)>,
+    pub(super) departures: Departures,
+    pub(super) metrics: SessionMetrics,
+    /// Clients that something is due to, each at most once.
+    pub(super) dirty: VecDeque<u32>,
+    pub(super) is_dirty: Vec<bool>,
+    pub(super) next_round: Nanos,
+    pub(super) clients: usize,
+    pub(super) slow: Vec<u32>,
+    pub(super) idle: VecDeque<(Nanos, u32)>,
+    pub(super) frames: Vec<SharedFrame>,
+    pub(super) reached: Vec<(u32, Revision)>,
+    pub(super) diff_received_at: Option<Nanos>,
+    next_tick: Nanos,
+    sweep: usize,
+    finished: bool,
+}
+
+impl Session {
+    /// A session core without clients.
+    pub fn new(config: SessionConfig, metrics: SessionMetrics) -> Self {
+        let links = config.routes.shards.iter().map(|addr| Link::new(*addr)).collect();
+        Self {
+            cache: Cache::new(config.history_bytes_max),
+            departures: Departures::new(config.client_disconnect_grace, config.session_lease),
+            peers: Vec::new(),
+            links,
+            registrations: Registrations::default(),
+            published_names: BTreeMap::new(),
+            metrics,
+            dirty: VecDeque::new(),
+            is_dirty: Vec::new(),
+            next_round: Nanos(0),
+            clients: 0,
+            slow: Vec::new(),
+            idle: VecDeque::new(),
+            frames: Vec::new(),
+            reached: Vec::new(),
+            diff_received_at: None,
+            next_tick: Nanos(0),
+            sweep: 0,
+            finished: false,
+            config,
+        }
+    }
+
+    /// Ends the role after the next turn.
+    pub fn stop(&mut self) {
+        self.finished = true;
+    }
+
+    /// Whether every link is up.
+    pub fn is_ready(&self) -> bool {
+        self.links.iter().all(Link::is_up)
+    }
+
+    pub(super) fn client(&mut self, index: usize) -> Option<&mut Client> {
+        match self.peers.get_mut(index) {
+            Some(Peer::Client(client)) => Some(client),
+            _ => None,
+        }
+    }
+
+    /// Something is due to a client.
+    pub(super) fn mark_dirty(&mut self, index: u32) {
+        mark(&mut self.dirty, &mut self.is_dirty, index);
+    }
+
+    /// Closes a client for its own fault, after telling it.
+    pub(super) fn refuse(&mut self, index: usize, code: ErrorCode, text: &str, retry_after_ms: u32) {
+        if let Some(client) = self.client(index) {
+            let first = client.closing.is_none();
+            client.refuse(code, text, retry_after_ms);
+            if first {
+                self.metrics.client_errors.get_or_create(&code.into()).inc();
+            }
+        }
+        self.mark_dirty(index as u32);
+    }
+
+    fn place(&mut self, conn: ConnId, peer: Peer) {
+        let index = conn.index();
+        if self.peers.len() <= index {
+            self.peers.resize_with(index + 1, || Peer::None);
+            self.is_dirty.resize(index + 1, false);
+        }
+        self.peers[index] = peer;
+    }
+
+    fn accept(&mut self, conn: ConnId, now: Nanos) {
+        let mut client = Client::new(conn, now);
+        let full = self.clients >= self.config.clients_max;
+        if full {
+            // Spread the next attempts, so that they do not come back together.
+            let hint = 1000 + (conn.index() as u32 * 7919) % 4000;
+            client.refuse(ErrorCode::TooManyConnections, "as many clients as this session takes", hint);
+            self.metrics.client_errors.get_or_create(&ErrorCode::TooManyConnections.into()).inc();
+        }
+        self.place(conn, Peer::Client(Box::new(client)));
+        self.clients += 1;
+        self.metrics.clients.set(self.clients as i64);
+        if full {
+            self.mark_dirty(conn.index() as u32);
+        }
+    }
+
+    fn receive(&mut self, conn: ConnId, bytes: &[u8], now: Nanos) {
+        let index = conn.index();
+        match self.peers.get_mut(index) {
+            Some(Peer::Client(client)) if client.conn == conn => {
+                client.heard_at = now;
+                if client.closing.is_some() {
+                    return;
+                }
+                let mut decoder = std::mem::take(&mut client.decoder);
+                let result = decoder.feed(bytes, CLIENT_FRAME_BYTES_MAX, |frame| {
+                    let message = Message::read(frame)?;
+                    self.handle_client(index, message, now)
+                });
+                if let Some(client) = self.client(index) {
+                    client.decoder = decoder;
+                }
+                if let Err(fault) = result {
+                    let text = fault.to_string();
+                    tracing::info!(error = %text, "closing a client");
+                    self.refuse(index, fault.code(), &text, 0);
+                }
+            }
+            Some(Peer::Link(shard, link_conn)) if *link_conn == conn => {
+                let shard = *shard;
+                let mut decoder = std::mem::take(&mut self.links[shard].decoder);
+                let result = decoder.feed(bytes, FRAME_BYTES_MAX, |frame| {
+                    let message = Message::read(frame)?;
+                    self.handle_link(shard, message, now);
+                    Ok::<_, FrameError>(())
+                });
+                self.links[shard].decoder = decoder;
+                if let Err(error) = result {
+                    tracing::error!(shard, %error, "a data node sent what cannot be read");
+                    self.metrics.link_faults.inc();
+                    self.links[shard].state = LinkState::Down(now);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn handle_client(&mut self, index: usize, message: Message<'_>, now: Nanos) -> Result<(), ClientFault> {
+        self.metrics.frames_received.inc();
+        let Some(client) = self.client(index) else { return Ok(()) };
+        if let Message::Hello { protocol, client: id } = message {
+            if protocol != PROTOCOL {
+                return Err(ClientFault::Protocol(protocol));
+            }
+            if client.id.is_some() || id == ClientId(0) {
+                return Err(ClientFault::Unexpected);
+            }
+            client.id = Some(id);
+            let welcome = Message::Welcome {
+                session: self.config.id,
+                publishers_max: self.config.publishers_max,
+                subscriptions_max: self.config.subscriptions_max,
+            };
+            if let Some(client) = self.client(index) {
+                welcome.write(&mut client.out);
+            }
+            self.mark_dirty(index as u32);
+            return Ok(());
+        }
+        let id = client.id.ok_or(ClientFault::Unexpected)?;
+        match message {
+            Message::Write { sequence, entries } => self.publish(index, id, sequence, entries, now)?,
+            Message::Subscribe(items) => self.subscribe(index, items),
+            Message::Unsubscribe(datums) => self.unsubscribe(index, &datums, now),
+            Message::Goodbye => {
+                client.said_goodbye = true;
+                client.closing = Some(ErrorCode::Draining);
+                self.mark_dirty(index as u32);
+            }
+            Message::Ping(nonce) => {
+                Message::Pong(nonce).write(&mut client.out);
+                self.mark_dirty(index as u32);
+            }
+            Message::Pong(_) => {}
+            _ => return Err(ClientFault::Unexpected),
+        }
+        Ok(())
+    }
+
+    fn handle_link(&mut self, shard: usize, message: Message<'_>, now: Nanos) {
+        match message {
+            Message::LinkWelcome { run, last_sequence, epoch, .. } => {
+                let same_run = self.links[shard].welcome(run, last_sequence, epoch);
+                tracing::info!(shard, epoch, same_run, "linked to a data node");
+                self.replay(shard);
+                self.ask_all(shard, same_run);
+                self.metrics.links_up.set(self.links.iter().filter(|link| link.is_up()).count() as i64);
+            }
+            Message::WriteAck { sequence, outcomes } => self.decided(shard, sequence, outcomes),
+            Message::Diff(diff) => self.take_diff(shard, &diff, now),
+            Message::HeartbeatAck { mark, confirmed, settled, differs } => {
+                self.heartbeat_answered(shard, mark, confirmed, settled, differs);
+            }
+            Message::DatumDigests(slot, digests) => self.repair(shard, slot, digests),
+            Message::SubscribeRefused { datum, code } => self.interest_refused(datum, code),
+            Message::Error { code, text, .. } => {
+                let code_label = ErrorCode::from_number(code).map_or("unknown", ErrorCode::label);
+                tracing::error!(shard, code = code_label, text, "the data node refused this session");
+                self.metrics.link_faults.inc();
+                if code == ErrorCode::SessionRefused as u16 && text.contains("lease") {
+                    // Refused for ever under this incarnation: the process has to come back as another one.
+                    self.finished = true;
+                }
+            }
+            Message::Pong(_) => {}
+            _ => tracing::warn!(shard, "a data node sent a message that does not belong here"),
+        }
+    }
+
+    fn close(&mut self, conn: ConnId, reason: CloseReason, now: Nanos) {
+        let index = conn.index();
+        match self.peers.get(index) {
+            Some(Peer::Client(client)) if client.conn == conn => self.client_gone(index, reason, now),
+            Some(Peer::Link(shard, link_conn)) if *link_conn == conn => {
+                let shard = *shard;
+                self.peers[index] = Peer::None;
+                tracing::warn!(shard, ?reason, "a link to a data node is down");
+                self.links[shard].lose(now);
+                self.metrics.links_up.set(self.links.iter().filter(|link| link.is_up()).count() as i64);
+            }
+            _ => {}
+        }
+    }
+
+    fn client_gone(&mut self, index: usize, reason: CloseReason, now: Nanos) {
+        let Peer::Client(client) = std::mem::replace(&mut self.peers[index], Peer::None) else { return };
+        self.drop_subscriptions(index as u32, &client, now);
+        self.clients -= 1;
+        self.metrics.clients.set(self.clients as i64);
+        if client.said_goodbye {
+            self.remove_published(client.conn, &client.published);
+            return;
+        }
+        let evicted = reason == CloseReason::Local;
+        if !evicted {
+            self.metrics.client_drops.inc();
+        }
+        let storm = self.departures.add(client.conn, client.published, evicted, self.clients, now);
+        if storm {
+            self.metrics.drop_storms.inc();
+            tracing::warn!(
+                clients = self.clients,
+                "more than a tenth of the clients dropped within one grace: their publishers stay for the session lease"
+            );
+        }
+        self.metrics.departures.set(self.departures.len() as i64);
+    }
+
+    fn connect_links(&mut self, now: Nanos, sockets: &mut dyn Sockets) {
+        for shard in 0..self.links.len() {
+            let link = &mut self.links[shard];
+            if let (LinkState::Down(at), Some(conn)) = (link.state, link.conn) {
+                // Its stream is lost, the socket not yet: Closed follows and sets the time of the next try.
+                if at <= now {
+                    sockets.close(conn, true);
+                    link.state = LinkState::Connecting;
+                }
+                continue;
+            }
+            if !matches!(link.state, LinkState::Down(at) if at <= now) {
+                continue;
+            }
+            match sockets.connect(link.addr, None) {
+                Ok(conn) => {
+                    link.conn = Some(conn);
+                    link.state = LinkState::Connecting;
+                    self.place(conn, Peer::Link(shard, conn));
+                }
+                Err(error) => {
+                    tracing::warn!(shard, %error, "cannot connect to a data node");
+                    link.lose(now);
+                }
+            }
+        }
+    }
+
+    fn connected(&mut self, conn: ConnId) {
+        if let Some(Peer::Link(shard, _)) = self.peers.get(conn.index()) {
+            let (id, slot_count) = (self.config.id, self.config.routes.slot_count);
+            self.links[*shard].greet(id, slot_count);
+        }
+    }
+
+    fn send_links(&mut self, now: Nanos, sockets: &mut dyn Sockets) {
+        for shard in 0..self.links.len() {
+            self.heartbeat(shard, now);
+            let link = &mut self.links[shard];
+            link.close_frames();
+            let Some(conn) = link.conn else { continue };
+            if link.out.is_empty() {
+                continue;
+            }
+            let outcome = if link.out.len() >= SHARE_BYTES {
+                sockets.send_shared(conn, &SharedFrame::from(link.out.as_slice()))
+            } else {
+                sockets.send(conn, &[&link.out])
+            };
+            if outcome != SendOutcome::Busy {
+                link.out.clear();
+                link.out.shrink_to(SHARE_BYTES);
+            }
+        }
+    }
+
+    /// Looks at some clients per tick: who has been silent or has taken nothing for too long.
+    fn sweep_clients(&mut self, now: Nanos, sockets: &mut dyn Sockets) {
+        let share = (self.peers.len() / 20).max(64);
+        for _ in 0..share.min(self.peers.len()) {
+            self.sweep = (self.sweep + 1) % self.peers.len();
+            let index = self.sweep;
+            let timeout = self.config.client_timeout;
+            let Some(client) = self.client(index) else { continue };
+            if now.since(client.heard_at) > timeout {
+                // A time-out is a drop like any other: its publishers get the grace.
+                let conn = client.conn;
+                self.metrics.client_timeouts.inc();
+                sockets.close(conn, true);
+                self.client_gone(index, CloseReason::Error(110), now);
+            }
+        }
+        self.sweep_slow(now, sockets);
+    }
+
+    fn tick(&mut self, now: Nanos, sockets: &mut dyn Sockets) {
+        self.next_tick = now.after(TICK);
+        if !self.peers.is_empty() {
+            self.sweep_clients(now, sockets);
+        }
+        for departure in self.departures.take_due(now) {
+            self.remove_published(departure.conn, &departure.published);
+        }
+        self.metrics.departures.set(self.departures.len() as i64);
+        self.metrics.storm.set(i64::from(self.departures.is_storm(now)));
+        self.drop_idle_datums(now);
+        self.metrics.publishers.set(self.registrations.live() as i64);
+        self.metrics.datums.set(self.cache.len() as i64);
+    }
+}
+
+impl Role for Session {
+    fn handle(&mut self, event: Event<'_>, now: Nanos) {
+        match event {
+            Event::Accepted { conn, .. } => self.accept(conn, now),
+            Event::Connected { conn } => self.connected(conn),
+            Event::Received { conn, bytes } => self.receive(conn, bytes, now),
+            Event::Writable { conn } => self.writable(conn),
+            Event::Closed { conn, reason } => self.close(conn, reason, now),
+        }
+    }
+
+    fn turn(&mut self, now: Nanos, sockets: &mut dyn Sockets) -> bool {
+        self.connect_links(now, sockets);
+        if now >= self.next_tick {
+            self.tick(now, sockets);
+        }
+        self.send_links(now, sockets);
+        self.write_clients(now, sockets)
+    }
+
+    fn wake_at(&self) -> Nanos {
+        let mut at = self.next_tick;
+        if !self.dirty.is_empty() {
+            at = at.min(self.next_round);
+        }
+        self.departures.wake_at().map_or(at, |due| at.min(due))
+    }
+
+    fn is_finished(&self) -> bool {
+        self.finished
+    }
+}
+
+/// Queues a client once.
+pub(super) fn mark(dirty: &mut VecDeque<u32>, is_dirty: &mut [bool], index: u32) {
+    if let Some(flag) = is_dirty.get_mut(index as usize)
+        && !std::mem::replace(flag, true)
+    {
+        dirty.push_back(index);
+    }
+}
+
+/// Why a client is closed.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ClientFault {
+    #[error("{0}")]
+    Frame(#[from] FrameError),
+    #[error("write frame: {0}")]
+    Entry(#[from] slotcast_engine::batch::BatchError),
+    #[error("protocol version {0} is not spoken here, {PROTOCOL} is")]
+    Protocol(u16),
+    #[error("a message that does not belong here, or not before the hello")]
+    Unexpected,
+}
+
+impl ClientFault {
+    fn code(&self) -> ErrorCode {
+        match self {
+            ClientFault::Frame(_) | ClientFault::Entry(_) => ErrorCode::Frame,
+            ClientFault::Protocol(_) => ErrorCode::ProtocolVersion,
+            ClientFault::Unexpected => ErrorCode::Unexpected,
+        }
+    }
+}

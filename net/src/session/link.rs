@@ -1,0 +1,219 @@
+//! A link to one shard of a data node: writes and interests go out in one order, diffs and outcomes come back.
+
+use std::{
+    collections::{BTreeSet, VecDeque},
+    net::SocketAddr,
+};
+
+use slotcast_engine::{
+    batch::write_name,
+    digest::Digest,
+    id::{DataId, DatumKey, Nanos, RegisterId, SessionId, Version},
+};
+
+use crate::{
+    io::ring::ConnId,
+    wire::{Decoder, Message, header::PROTOCOL, message::SubscribeItem},
+};
+
+/// Bytes of entries in one write frame; more go into the next.
+const WRITE_BYTES: usize = 256 * 1024;
+/// Data ids in one subscribe frame.
+const SUBSCRIBE_ITEMS: usize = 256;
+/// First and longest pause before a link is tried again.
+const RETRY: (u64, u64) = (Nanos::SECOND / 50, Nanos::SECOND);
+
+/// Where a link stands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum LinkState {
+    /// To be tried from then on.
+    Down(Nanos),
+    /// The connect is under way.
+    Connecting,
+    /// The hello is out.
+    Greeting,
+    /// Writes and interests flow.
+    Up,
+}
+
+/// A write whose outcome is not known yet.
+pub(super) type Sent = ((DatumKey, RegisterId), Version);
+
+/// One link.
+pub(super) struct Link {
+    pub(super) addr: SocketAddr,
+    pub(super) conn: Option<ConnId>,
+    pub(super) state: LinkState,
+    pub(super) decoder: Decoder,
+    pub(super) out: Vec<u8>,
+    /// The shard's run that this session was last linked to.
+    pub(super) run: u64,
+    /// Largest leader epoch seen of this shard, by this session or by a client of it.
+    pub(super) epoch_seen: u32,
+    /// The leader epoch that the shard told.
+    pub(super) epoch: u32,
+    /// Digest over everything sent that the shard should hold.
+    pub(super) digest: Digest,
+    pub(super) mark: u64,
+    pub(super) confirmed: BTreeSet<SessionId>,
+    pub(super) settled: bool,
+    pub(super) next_heartbeat: Nanos,
+    retry: u64,
+    sequence: u64,
+    entries: Vec<u8>,
+    open: Vec<Sent>,
+    in_flight: VecDeque<(u64, Vec<Sent>)>,
+    named: BTreeSet<DatumKey>,
+    items: Vec<SubscribeItem>,
+}
+
+impl Link {
+    pub(super) fn new(addr: SocketAddr) -> Self {
+        Self {
+            addr,
+            conn: None,
+            state: LinkState::Down(Nanos(0)),
+            decoder: Decoder::default(),
+            out: Vec::new(),
+            run: 0,
+            epoch_seen: 0,
+            epoch: 0,
+            digest: Digest::default(),
+            mark: 0,
+            confirmed: BTreeSet::new(),
+            settled: false,
+            next_heartbeat: Nanos(0),
+            retry: RETRY.0,
+            sequence: 0,
+            entries: Vec::new(),
+            open: Vec::new(),
+            in_flight: VecDeque::new(),
+            named: BTreeSet::new(),
+            items: Vec::new(),
+        }
+    }
+
+    pub(super) fn is_up(&self) -> bool {
+        self.state == LinkState::Up
+    }
+
+    /// The connection stands: say who we are.
+    pub(super) fn greet(&mut self, session: SessionId, slot_count: u32) {
+        self.state = LinkState::Greeting;
+        let hello = Message::LinkHello {
+            protocol: PROTOCOL,
+            slot_count,
+            session,
+            run: self.run,
+            epoch_seen: self.epoch_seen,
+        };
+        hello.write(&mut self.out);
+    }
+
+    /// The shard has answered. What was in flight is unknown; everything is told again after this. Returns whether the
+    /// shard's run is the one that this session knew.
+    pub(super) fn welcome(&mut self, run: u64, last_sequence: u64, epoch: u32) -> bool {
+        let same_run = self.run == run;
+        self.state = LinkState::Up;
+        (self.run, self.epoch) = (run, epoch);
+        self.epoch_seen = self.epoch_seen.max(epoch);
+        self.sequence = last_sequence;
+        self.retry = RETRY.0;
+        self.next_heartbeat = Nanos(0);
+        if !same_run {
+            (self.mark, self.settled) = (0, false);
+            self.confirmed.clear();
+        }
+        same_run
+    }
+
+    /// The connection is gone, or never came up.
+    pub(super) fn lose(&mut self, now: Nanos) {
+        self.conn = None;
+        self.state = LinkState::Down(now.after(self.retry));
+        self.retry = (self.retry * 2).min(RETRY.1);
+        self.decoder = Decoder::default();
+        self.out = Vec::new();
+        self.entries.clear();
+        self.open.clear();
+        self.in_flight.clear();
+        self.named.clear();
+        self.items.clear();
+    }
+
+    /// Queues a change entry. The first of a data id on this connection is preceded by its name.
+    pub(super) fn write(&mut self, sent: Sent, id: Option<&DataId>, entry: &[u8]) {
+        if !self.is_up() {
+            return;
+        }
+        let datum = sent.0.0;
+        if let Some(id) = id
+            && self.named.insert(datum)
+        {
+            write_name(&mut self.entries, datum, id.as_bytes());
+        }
+        self.entries.extend_from_slice(entry);
+        self.open.push(sent);
+        if self.entries.len() >= WRITE_BYTES {
+            self.close_write();
+        }
+    }
+
+    /// The shard has forgotten the name of a data id: tell it again before the next put.
+    pub(super) fn forget_name(&mut self, datum: DatumKey) {
+        self.named.remove(&datum);
+    }
+
+    /// Queues an interest.
+    pub(super) fn subscribe(&mut self, item: SubscribeItem) {
+        if self.is_up() {
+            self.items.push(item);
+            if self.items.len() >= SUBSCRIBE_ITEMS {
+                self.close_subscribe();
+            }
+        }
+    }
+
+    /// Queues any other message, behind what was queued before.
+    pub(super) fn send(&mut self, message: &Message<'_>) {
+        if self.is_up() {
+            self.close_frames();
+            message.write(&mut self.out);
+        }
+    }
+
+    /// Turns what was queued into frames.
+    pub(super) fn close_frames(&mut self) {
+        self.close_write();
+        self.close_subscribe();
+    }
+
+    /// The writes that a shard's answer decides, in their order.
+    pub(super) fn decided(&mut self, sequence: u64) -> Option<Vec<Sent>> {
+        match self.in_flight.front() {
+            Some((first, _)) if *first == sequence => self.in_flight.pop_front().map(|(_, sent)| sent),
+            _ => None,
+        }
+    }
+
+    /// Write frames without an answer.
+    pub(super) fn in_flight(&self) -> usize {
+        self.in_flight.len()
+    }
+
+    fn close_write(&mut self) {
+        if self.open.is_empty() {
+            return;
+        }
+        self.sequence += 1;
+        Message::Write { sequence: self.sequence, entries: &self.entries }.write(&mut self.out);
+        self.entries.clear();
+        self.in_flight.push_back((self.sequence, std::mem::take(&mut self.open)));
+    }
+
+    fn close_subscribe(&mut self) {
+        if !self.items.is_empty() {
+            Message::Subscribe(std::mem::take(&mut self.items)).write(&mut self.out);
+        }
+    }
+}

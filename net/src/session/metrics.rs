@@ -1,0 +1,230 @@
+//! Metrics of a session core. Names carry their units; label sets are closed.
+
+use prometheus_client::{
+    metrics::{
+        counter::Counter,
+        family::Family,
+        gauge::Gauge,
+        histogram::{Histogram, exponential_buckets},
+    },
+    registry::Registry,
+};
+
+use crate::metrics::Reason;
+
+/// All metrics of one session core.
+#[derive(Clone)]
+#[expect(missing_docs, reason = "each is described where it is registered")]
+pub struct SessionMetrics {
+    pub clients: Gauge,
+    pub subscriptions: Gauge,
+    pub publishers: Gauge,
+    pub datums: Gauge,
+    pub departures: Gauge,
+    pub storm: Gauge,
+    pub links_up: Gauge,
+    pub link_writes_in_flight: Gauge,
+    pub frames_received: Counter,
+    pub writes_received: Counter,
+    pub pushes: Counter,
+    pub snapshots: Counter,
+    pub client_writes: Counter,
+    pub client_bytes: Counter,
+    pub client_drops: Counter,
+    pub client_timeouts: Counter,
+    pub drop_storms: Counter,
+    pub departed_publishers: Counter,
+    pub slow_clients: Counter,
+    pub resumed_current: Counter,
+    pub diffs_received: Counter,
+    pub diffs_without_change: Counter,
+    pub diffs_older: Counter,
+    pub diff_gaps: Counter,
+    pub digest_mismatches: Counter,
+    pub repaired_datums: Counter,
+    pub link_faults: Counter,
+    pub client_errors: Family<Reason, Counter>,
+    pub writes_refused: Family<Reason, Counter>,
+    pub subscriptions_refused: Family<Reason, Counter>,
+    pub fanout_delay: Histogram,
+}
+
+impl SessionMetrics {
+    /// Registers the metrics of one session core.
+    pub fn new(registry: &mut Registry, core: u32) -> Self {
+        let registry = registry.sub_registry_with_label(("core".into(), core.to_string().into()));
+        let metrics = Self {
+            clients: Gauge::default(),
+            subscriptions: Gauge::default(),
+            publishers: Gauge::default(),
+            datums: Gauge::default(),
+            departures: Gauge::default(),
+            storm: Gauge::default(),
+            links_up: Gauge::default(),
+            link_writes_in_flight: Gauge::default(),
+            frames_received: Counter::default(),
+            writes_received: Counter::default(),
+            pushes: Counter::default(),
+            snapshots: Counter::default(),
+            client_writes: Counter::default(),
+            client_bytes: Counter::default(),
+            client_drops: Counter::default(),
+            client_timeouts: Counter::default(),
+            drop_storms: Counter::default(),
+            departed_publishers: Counter::default(),
+            slow_clients: Counter::default(),
+            resumed_current: Counter::default(),
+            diffs_received: Counter::default(),
+            diffs_without_change: Counter::default(),
+            diffs_older: Counter::default(),
+            diff_gaps: Counter::default(),
+            digest_mismatches: Counter::default(),
+            repaired_datums: Counter::default(),
+            link_faults: Counter::default(),
+            client_errors: Family::default(),
+            writes_refused: Family::default(),
+            subscriptions_refused: Family::default(),
+            fanout_delay: Histogram::new(exponential_buckets(50e-6, 2.0, 18)),
+        };
+        registry.register("session_clients", "Client connections open", metrics.clients.clone());
+        registry.register(
+            "session_subscriptions",
+            "Subscriptions held, summed over clients",
+            metrics.subscriptions.clone(),
+        );
+        registry.register(
+            "session_publishers",
+            "Live registrations of this session's clients",
+            metrics.publishers.clone(),
+        );
+        registry.register("session_datums", "Data ids cached", metrics.datums.clone());
+        registry.register(
+            "session_departures",
+            "Dropped clients whose publishers are in their grace",
+            metrics.departures.clone(),
+        );
+        registry.register(
+            "session_drop_storm",
+            "1 while a storm of drops stretches the grace to the session lease",
+            metrics.storm.clone(),
+        );
+        registry.register(
+            "session_links_up",
+            "Links to data node shards that are up",
+            metrics.links_up.clone(),
+        );
+        registry.register(
+            "session_link_writes_in_flight",
+            "Write frames that a data node has not answered",
+            metrics.link_writes_in_flight.clone(),
+        );
+        registry.register(
+            "session_frames_received",
+            "Frames received from clients",
+            metrics.frames_received.clone(),
+        );
+        registry.register(
+            "session_writes_received",
+            "Puts and removals received from clients",
+            metrics.writes_received.clone(),
+        );
+        registry.register(
+            "session_pushes",
+            "Diffs written to clients, one per client and data id",
+            metrics.pushes.clone(),
+        );
+        registry.register("session_snapshots", "Snapshots written to clients", metrics.snapshots.clone());
+        registry.register("session_client_writes", "Socket writes to clients", metrics.client_writes.clone());
+        registry.register(
+            "session_client_sent_bytes",
+            "Bytes written to clients",
+            metrics.client_bytes.clone(),
+        );
+        registry.register(
+            "session_client_drops",
+            "Clients that dropped without a goodbye",
+            metrics.client_drops.clone(),
+        );
+        registry.register(
+            "session_client_timeouts",
+            "Clients closed because they were silent for too long",
+            metrics.client_timeouts.clone(),
+        );
+        registry.register(
+            "session_drop_storms",
+            "Times that more than a tenth of the clients dropped within one grace",
+            metrics.drop_storms.clone(),
+        );
+        registry.register(
+            "session_departed_publishers",
+            "Registrations removed because their client left",
+            metrics.departed_publishers.clone(),
+        );
+        registry.register(
+            "session_slow_clients",
+            "Times a client took nothing for push_interval_max",
+            metrics.slow_clients.clone(),
+        );
+        registry.register(
+            "session_resumed_current",
+            "Resumes answered with nothing new",
+            metrics.resumed_current.clone(),
+        );
+        registry.register(
+            "session_diffs_received",
+            "Diffs and snapshots received from data nodes",
+            metrics.diffs_received.clone(),
+        );
+        registry.register(
+            "session_diffs_without_change",
+            "Of these, the ones that changed nothing",
+            metrics.diffs_without_change.clone(),
+        );
+        registry.register(
+            "session_diffs_older",
+            "Of these, the ones that were older than the cache and not taken",
+            metrics.diffs_older.clone(),
+        );
+        registry.register(
+            "session_diff_gaps",
+            "Of these, the ones that did not follow the cache, so that a fresh answer was asked for",
+            metrics.diff_gaps.clone(),
+        );
+        registry.register(
+            "session_digest_mismatches",
+            "Heartbeats whose digest differed at the data node",
+            metrics.digest_mismatches.clone(),
+        );
+        registry.register(
+            "session_repaired_datums",
+            "Data ids told again because their digests differed",
+            metrics.repaired_datums.clone(),
+        );
+        registry.register(
+            "session_link_faults",
+            "Errors on links to data nodes",
+            metrics.link_faults.clone(),
+        );
+        registry.register(
+            "session_client_errors",
+            "Clients closed for a fault of theirs, by reason",
+            metrics.client_errors.clone(),
+        );
+        registry.register(
+            "session_writes_refused",
+            "Puts and removals refused, by reason",
+            metrics.writes_refused.clone(),
+        );
+        registry.register(
+            "session_subscriptions_refused",
+            "Subscriptions refused, by reason",
+            metrics.subscriptions_refused.clone(),
+        );
+        registry.register(
+            "push_delay_fanout_seconds",
+            "From the first diff received from a data node to the last client written to",
+            metrics.fanout_delay.clone(),
+        );
+        metrics
+    }
+}

@@ -1,0 +1,197 @@
+//! Pushing: a client with news stands in one queue, and when its turn comes it gets everything it lacks in one write.
+//!
+//! When little happens the queue is short and news goes out at once; under load a client waits longer and its writes grow
+//! by themselves. A client whose socket takes nothing leaves the queue until it does; its subscriptions remember how far it
+//! got, nothing is queued for it, and in the end it gets the latest state or is closed.
+
+use slotcast_engine::id::{Nanos, Revision};
+
+use crate::{
+    io::ring::{ConnId, SendOutcome, SharedFrame, Sockets},
+    session::{
+        cache::Cache,
+        client::{AWAITING, Client, VACANT},
+        core::{Peer, Session},
+    },
+    wire::ErrorCode,
+};
+
+/// Steps of one data id above which a client gets one merged diff.
+const MERGE_ABOVE: usize = 4;
+/// Frames from this size on are sent by themselves, without a copy.
+const LARGE_FRAME_BYTES: usize = 16 * 1024;
+/// Most parts of one write: the client's own frames and `push_batch_max` shared ones.
+const PARTS_MAX: usize = 129;
+
+impl Session {
+    /// Writes to the clients whose turn it is, at most `clients_per_turn`. Returns whether some are left.
+    pub(super) fn write_clients(&mut self, now: Nanos, sockets: &mut dyn Sockets) -> bool {
+        if self.dirty.is_empty() || now < self.next_round {
+            return false;
+        }
+        let count = self.dirty.len().min(self.config.clients_per_turn);
+        let mut pushed = 0;
+        for _ in 0..count {
+            let Some(index) = self.dirty.pop_front() else { break };
+            self.is_dirty[index as usize] = false;
+            pushed += self.write_client(index, now, sockets);
+        }
+        self.metrics.pushes.inc_by(pushed);
+        if self.dirty.is_empty() {
+            self.next_round = now.after(self.config.push_interval_min);
+            if let Some(received_at) = self.diff_received_at.take() {
+                self.metrics.fanout_delay.observe(now.since(received_at) as f64 / 1e9);
+            }
+        }
+        !self.dirty.is_empty() && now >= self.next_round
+    }
+
+    /// Returns the pushes written.
+    fn write_client(&mut self, index: u32, now: Nanos, sockets: &mut dyn Sockets) -> u64 {
+        let Some(Peer::Client(client)) = self.peers.get_mut(index as usize) else { return 0 };
+        if client.busy_since.is_some() {
+            return 0;
+        }
+        self.frames.clear();
+        self.reached.clear();
+        let batch_max = self.config.push_batch_max.min(PARTS_MAX - 1);
+        let (more, snapshots) =
+            gather(client, &mut self.cache, batch_max, &mut self.frames, &mut self.reached);
+        let written = send(client, &self.frames, sockets);
+        match written {
+            Some(bytes) => {
+                for (position, revision) in &self.reached {
+                    client.subscriptions[*position as usize].sent = *revision;
+                }
+                client.out = Vec::new();
+                if bytes > 0 {
+                    self.metrics.client_writes.inc();
+                    self.metrics.client_bytes.inc_by(bytes as u64);
+                    self.metrics.snapshots.inc_by(snapshots);
+                }
+                if client.closing.is_some() {
+                    sockets.close(client.conn, false);
+                } else if more {
+                    self.mark_dirty(index);
+                }
+                (self.frames.len() as u64).saturating_sub(snapshots)
+            }
+            None => {
+                client.busy_since = Some(now);
+                self.slow.push(index);
+                0
+            }
+        }
+    }
+
+    /// A socket takes writes again.
+    pub(super) fn writable(&mut self, conn: ConnId) {
+        let index = conn.index();
+        if let Some(client) = self.client(index)
+            && client.conn == conn
+            && client.busy_since.take().is_some()
+        {
+            client.counted_slow = false;
+            self.mark_dirty(index as u32);
+        }
+    }
+
+    /// Looks at the clients whose sockets take nothing: counts the slow ones, closes the hopeless ones.
+    pub(super) fn sweep_slow(&mut self, now: Nanos, sockets: &mut dyn Sockets) {
+        let (slow_after, evict_after) = (self.config.push_interval_max, self.config.slow_client_eviction);
+        let mut waiting = std::mem::take(&mut self.slow);
+        waiting.retain(|index| {
+            let Some(Peer::Client(client)) = self.peers.get_mut(*index as usize) else { return false };
+            let Some(since) = client.busy_since else { return false };
+            if now.since(since) >= slow_after && !client.counted_slow {
+                client.counted_slow = true;
+                self.metrics.slow_clients.inc();
+            }
+            if now.since(since) < evict_after {
+                return true;
+            }
+            client.closing = Some(ErrorCode::SlowReader);
+            sockets.close(client.conn, true);
+            self.metrics.client_errors.get_or_create(&ErrorCode::SlowReader.into()).inc();
+            false
+        });
+        self.slow = waiting;
+    }
+}
+
+/// Collects the frames that a client lacks and how far they lead it. Returns whether more is left, and how many of the
+/// frames are snapshots.
+fn gather(
+    client: &Client,
+    cache: &mut Cache,
+    batch_max: usize,
+    frames: &mut Vec<SharedFrame>,
+    reached: &mut Vec<(u32, Revision)>,
+) -> (bool, u64) {
+    let mut snapshots = 0;
+    if client.closing.is_some() {
+        return (false, 0);
+    }
+    for (position, subscription) in client.subscriptions.iter().enumerate() {
+        if subscription.datum == VACANT || subscription.sent == AWAITING {
+            continue;
+        }
+        let latest = cache.latest(subscription.datum);
+        if subscription.sent >= latest {
+            continue;
+        }
+        let held = frames.len();
+        if held >= batch_max {
+            return (true, snapshots);
+        }
+        let (to, is_snapshot) =
+            cache.frames_since(subscription.datum, subscription.sent, batch_max - held, MERGE_ABOVE, frames);
+        let large = frames.last().is_some_and(|frame| frame.len() >= LARGE_FRAME_BYTES);
+        if large && (held > 0 || !client.out.is_empty()) {
+            // It goes by itself, after these.
+            frames.truncate(held);
+            return (true, snapshots);
+        }
+        if !is_snapshot && crate::faults::drop_diff() {
+            frames.truncate(held);
+        }
+        snapshots += u64::from(is_snapshot);
+        reached.push((position as u32, to));
+        if large {
+            return (true, snapshots);
+        }
+        if to < latest {
+            return (true, snapshots);
+        }
+    }
+    (false, snapshots)
+}
+
+/// Writes a client's own frames and the shared ones in one go. Returns the bytes, or `None` if the socket takes nothing.
+fn send(client: &Client, frames: &[SharedFrame], sockets: &mut dyn Sockets) -> Option<usize> {
+    if let [frame] = frames
+        && frame.len() >= LARGE_FRAME_BYTES
+    {
+        debug_assert!(client.out.is_empty(), "the client's own frames went before");
+        return match sockets.send_shared(client.conn, frame) {
+            SendOutcome::Busy => None,
+            SendOutcome::Queued | SendOutcome::Gone => Some(frame.len()),
+        };
+    }
+    let mut parts: [&[u8]; PARTS_MAX] = [&[]; PARTS_MAX];
+    let mut count = 0;
+    let mut bytes = 0;
+    let own = Some(&client.out[..]).filter(|out| !out.is_empty());
+    for part in own.into_iter().chain(frames.iter().map(|frame| &frame[..])) {
+        parts[count] = part;
+        bytes += part.len();
+        count += 1;
+    }
+    if count == 0 {
+        return Some(0);
+    }
+    match sockets.send(client.conn, &parts[..count]) {
+        SendOutcome::Busy => None,
+        SendOutcome::Queued | SendOutcome::Gone => Some(bytes),
+    }
+}

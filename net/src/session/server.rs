@@ -1,0 +1,100 @@
+//! Runs a session process: one thread per core, all on one port, each a session incarnation of its own.
+
+use std::net::SocketAddr;
+
+use anyhow::Context;
+use prometheus_client::registry::Registry;
+use slotcast_engine::id::SessionId;
+
+use crate::{
+    io::{
+        clock,
+        pump::{self, Pump, PumpConfig},
+        ring::RingConfig,
+    },
+    session::{Session, SessionConfig, config::Routes, metrics::SessionMetrics},
+};
+
+/// What a session process is told at its start.
+#[derive(Debug, Clone)]
+pub struct SessionOptions {
+    /// The port of all cores.
+    pub listen: SocketAddr,
+    /// Threads.
+    pub cores: usize,
+    /// Settings of a core; the incarnation is filled in.
+    pub session: SessionConfig,
+    /// The CPU of the first core; the others follow.
+    pub first_cpu: Option<usize>,
+    /// `SO_SNDBUF` of client sockets: what the kernel holds for a client that does not read.
+    pub client_send_buffer: u32,
+}
+
+/// A running session process.
+pub struct SessionServer {
+    /// The clients' port.
+    pub addr: SocketAddr,
+    /// Metrics of each core.
+    pub metrics: Vec<SessionMetrics>,
+    /// Shards that each core links to.
+    pub links: usize,
+    pumps: Vec<Pump>,
+}
+
+impl SessionServer {
+    /// Binds the port and starts the cores.
+    pub fn start(options: &SessionOptions, registry: &mut Registry) -> anyhow::Result<Self> {
+        let ring = RingConfig {
+            sockets_max: options.session.clients_max + options.session.routes.shards.len() + 64,
+            send_buffer_bytes: Some(options.client_send_buffer),
+            recv_buffers: 1024,
+            recv_buffer_bytes: 4096,
+            staging_bytes: 8 << 20,
+            ..RingConfig::default()
+        };
+        let listeners = pump::listen(options.listen, options.cores, &ring)?;
+        let addr = listeners.first().context("no listener")?.local_addr()?;
+        let links = options.session.routes.shards.len();
+        let mut server = Self { addr, metrics: Vec::new(), links, pumps: Vec::new() };
+        for (core, listener) in listeners.into_iter().enumerate() {
+            let metrics = SessionMetrics::new(registry, core as u32);
+            server.metrics.push(metrics.clone());
+            let config = SessionConfig { id: SessionId(clock::unique()), ..options.session.clone() };
+            let pump = PumpConfig {
+                name: format!("session-{core}"),
+                cpu: options.first_cpu.map(|first| first + core),
+                ring: ring.clone(),
+                listener: Some(listener),
+            };
+            server.pumps.push(Pump::start(pump, move || Session::new(config, metrics))?);
+        }
+        Ok(server)
+    }
+
+    /// Whether every core has all its links.
+    pub fn is_ready(&self) -> bool {
+        self.metrics.iter().all(|metrics| metrics.links_up.get() as usize == self.links)
+    }
+
+    /// Whether a core has ended by itself.
+    pub fn is_finished(&self) -> bool {
+        self.pumps.iter().any(Pump::is_finished)
+    }
+
+    /// Ends all cores.
+    pub fn stop(self) -> anyhow::Result<()> {
+        self.pumps.iter().for_each(Pump::stop);
+        self.pumps.into_iter().try_for_each(Pump::join)
+    }
+}
+
+impl Routes {
+    /// Routes to one data node that leads every slot.
+    pub fn to_node(slot_count: u32, shards: Vec<SocketAddr>) -> Self {
+        let count = shards.len() as u32;
+        let leaders = (0..slot_count as u16)
+            .map(|slot| slotcast_engine::id::SlotId(slot).shard(count) as u16)
+            .collect();
+        Self { slot_count, shards, leaders }
+    }
+}

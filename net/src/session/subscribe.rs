@@ -1,0 +1,285 @@
+//! Subscriptions: who wants which data id, what the data nodes are asked for, and what comes back.
+
+use slotcast_engine::{
+    diff::Diff,
+    error::Refusal,
+    id::{DatumKey, Nanos, Revision},
+};
+
+use crate::{
+    session::{
+        cache::{Applied, Resumed, Waiting},
+        client::{AWAITING, Client, Subscription, VACANT},
+        core::{Peer, Session, mark},
+    },
+    wire::{
+        Message,
+        message::{SubscribeItem, write_diff},
+    },
+};
+
+impl Session {
+    /// A client wants data ids.
+    pub(super) fn subscribe(&mut self, index: usize, items: Vec<SubscribeItem>) {
+        for item in items {
+            let key = item.id.key();
+            if let Err(refusal) = self.subscribe_one(index, item) {
+                self.metrics.subscriptions_refused.get_or_create(&refusal.into()).inc();
+                if let Some(client) = self.client(index) {
+                    Message::SubscribeRefused { datum: key, code: refusal.code() }.write(&mut client.out);
+                }
+                self.mark_dirty(index as u32);
+            }
+        }
+    }
+
+    fn subscribe_one(&mut self, index: usize, item: SubscribeItem) -> Result<(), Refusal> {
+        let key = item.id.key();
+        let limit = self.config.subscriptions_max as usize;
+        if self.published_names.get(&key).is_some_and(|(id, _)| *id != item.id) {
+            return Err(Refusal::KeyCollision);
+        }
+        let known = self.cache.find(key);
+        if let Some(datum) = known.and_then(|number| self.cache.get(number))
+            && datum.id != item.id
+        {
+            return Err(Refusal::KeyCollision);
+        }
+        let Some(client) = self.client(index) else { return Ok(()) };
+        let held =
+            client.subscriptions.iter().position(|held| held.datum != VACANT && Some(held.datum) == known);
+        let active = client.subscriptions.iter().filter(|held| held.datum != VACANT).count();
+        if held.is_none() && active >= limit {
+            return Err(Refusal::TooManySubscriptions);
+        }
+        let number = match known {
+            Some(number) => number,
+            None => {
+                let shard = self.config.routes.shard_of(key);
+                let number = self.cache.insert(item.id.clone(), shard);
+                let ask = SubscribeItem { id: item.id, since: Revision::ZERO, digest: 0 };
+                self.links[shard].subscribe(ask);
+                number
+            }
+        };
+        if held.is_none() {
+            self.attach(index, number);
+        }
+        self.settle(index as u32, number, item.since, item.digest);
+        Ok(())
+    }
+
+    fn attach(&mut self, index: usize, number: u32) {
+        let Some(datum) = self.cache.get_mut(number) else { return };
+        let position = datum.subscribers.len() as u32;
+        datum.subscribers.push(index as u32);
+        datum.idle_since = None;
+        let subscription = Subscription { datum: number, position, sent: AWAITING };
+        self.metrics.subscriptions.inc();
+        let Some(client) = self.client(index) else { return };
+        match client.subscriptions.iter_mut().find(|held| held.datum == VACANT) {
+            Some(vacant) => *vacant = subscription,
+            None => client.subscriptions.push(subscription),
+        }
+    }
+
+    /// Decides how a subscriber that claims to hold `since` is served.
+    pub(super) fn settle(&mut self, index: u32, number: u32, since: Revision, digest: u64) {
+        let Some(datum) = self.cache.get(number) else { return };
+        let (known, shard, revision) = (datum.known, datum.shard, datum.revision);
+        let link = &mut self.links[shard];
+        if since.epoch() > link.epoch_seen {
+            // A client knows of a later leader than this link: greet again, so that the shard opens a larger epoch.
+            link.epoch_seen = since.epoch();
+            if let Some(reason) = link.is_up().then_some(crate::session::link::LinkState::Down(Nanos(0))) {
+                link.state = reason;
+            }
+        }
+        let resumed = if known { self.cache.resume(number, since, digest) } else { Resumed::Ahead };
+        let sent = match resumed {
+            Resumed::Snapshot => Revision::ZERO,
+            Resumed::At(at) => at,
+            Resumed::Current => {
+                let (sent, key) = (since.max(revision), self.cache.get(number).map(|datum| datum.id.key()));
+                if let (Some(client), Some(key)) = (self.client(index as usize), key) {
+                    write_diff(&mut client.out, slotcast_engine::id::SlotId::NONE, |body| {
+                        slotcast_engine::diff::write(body, key, (since, sent), &[], None, std::iter::empty());
+                        0
+                    });
+                }
+                self.metrics.resumed_current.inc();
+                sent
+            }
+            Resumed::Ahead => {
+                self.wait(index, number, since, digest, known);
+                AWAITING
+            }
+        };
+        if let Some(client) = self.client(index as usize)
+            && let Some(held) = client.subscriptions.iter_mut().find(|held| held.datum == number)
+        {
+            held.sent = sent;
+        }
+        if sent != AWAITING {
+            self.mark_dirty(index);
+        }
+    }
+
+    fn wait(&mut self, index: u32, number: u32, since: Revision, digest: u64, known: bool) {
+        let Some(datum) = self.cache.get_mut(number) else { return };
+        datum.waiting.retain(|waiting| waiting.client != index);
+        datum.waiting.push(Waiting { client: index, since, digest });
+        if known {
+            let ask = SubscribeItem { id: datum.id.clone(), since: datum.revision, digest: 0 };
+            let shard = datum.shard;
+            self.links[shard].subscribe(ask);
+        }
+    }
+
+    /// A client no longer wants data ids.
+    pub(super) fn unsubscribe(&mut self, index: usize, keys: &[DatumKey], now: Nanos) {
+        for key in keys {
+            let Some(number) = self.cache.find(*key) else { continue };
+            let Some(client) = self.client(index) else { return };
+            let Some(held) = client.subscriptions.iter_mut().find(|held| held.datum == number) else {
+                continue;
+            };
+            let subscription =
+                std::mem::replace(held, Subscription { datum: VACANT, position: 0, sent: Revision::ZERO });
+            self.detach(index as u32, subscription, now);
+        }
+    }
+
+    /// A client is gone: so are its subscriptions.
+    pub(super) fn drop_subscriptions(&mut self, index: u32, client: &Client, now: Nanos) {
+        for subscription in client.subscriptions.iter().filter(|held| held.datum != VACANT) {
+            self.detach(index, *subscription, now);
+        }
+    }
+
+    fn detach(&mut self, index: u32, subscription: Subscription, now: Nanos) {
+        let number = subscription.datum;
+        let Some(datum) = self.cache.get_mut(number) else { return };
+        self.metrics.subscriptions.dec();
+        datum.waiting.retain(|waiting| waiting.client != index);
+        let position = subscription.position as usize;
+        debug_assert_eq!(datum.subscribers.get(position), Some(&index));
+        datum.subscribers.swap_remove(position);
+        let moved = datum.subscribers.get(position).copied();
+        if datum.subscribers.is_empty() {
+            datum.idle_since = Some(now);
+            self.idle.push_back((now, number));
+        }
+        if let Some(moved) = moved
+            && let Some(client) = self.client(moved as usize)
+            && let Some(held) = client.subscriptions.iter_mut().find(|held| held.datum == number)
+        {
+            held.position = position as u32;
+        }
+    }
+
+    /// Data ids that nobody has wanted for a while are no longer asked for.
+    pub(super) fn drop_idle_datums(&mut self, now: Nanos) {
+        while let Some((since, number)) = self.idle.front().copied() {
+            if now.since(since) < self.config.datum_linger {
+                break;
+            }
+            self.idle.pop_front();
+            if self.cache.get(number).is_some_and(|datum| datum.idle_since == Some(since))
+                && let Some(datum) = self.cache.remove(number)
+            {
+                self.links[datum.shard].send(&Message::Unsubscribe(vec![datum.id.key()]));
+            }
+        }
+    }
+
+    /// A link is up: ask for every data id of that shard, from where the cache stands if the shard's run is the same.
+    pub(super) fn ask_all(&mut self, shard: usize, same_run: bool) {
+        let (cache, links) = (&self.cache, &mut self.links);
+        for (_, datum) in cache.iter().filter(|(_, datum)| datum.shard == shard) {
+            let since = if same_run { datum.revision } else { Revision::ZERO };
+            links[shard].subscribe(SubscribeItem { id: datum.id.clone(), since, digest: 0 });
+        }
+    }
+
+    /// A data node will not serve a data id under this name.
+    pub(super) fn interest_refused(&mut self, key: DatumKey, code: u16) {
+        let Some(number) = self.cache.find(key) else { return };
+        let Some(datum) = self.cache.get(number) else { return };
+        for index in datum.subscribers.clone() {
+            if let Some(client) = self.client(index as usize) {
+                Message::SubscribeRefused { datum: key, code }.write(&mut client.out);
+                for held in client.subscriptions.iter_mut().filter(|held| held.datum == number) {
+                    *held = Subscription { datum: VACANT, position: 0, sent: Revision::ZERO };
+                }
+                self.metrics.subscriptions.dec();
+            }
+            self.mark_dirty(index);
+        }
+        self.cache.remove(number);
+    }
+
+    /// A diff or snapshot from a data node.
+    pub(super) fn take_diff(&mut self, shard: usize, diff: &Diff<'_>, now: Nanos) {
+        self.metrics.diffs_received.inc();
+        let Some(number) = self.cache.find(diff.datum) else { return };
+        let link = &self.links[shard];
+        let epoch = diff.to.epoch();
+        let applied = self.cache.apply(number, diff, |owner| {
+            link.settled || link.confirmed.contains(&owner) || owner == self.config.id
+        });
+        self.links[shard].epoch_seen = self.links[shard].epoch_seen.max(epoch);
+        match applied {
+            Applied::Changed => {
+                self.diff_received_at.get_or_insert(now);
+                self.notify(number);
+            }
+            Applied::Unchanged => {
+                self.metrics.diffs_without_change.inc();
+            }
+            Applied::Older => {
+                self.metrics.diffs_older.inc();
+            }
+            Applied::Gap => {
+                self.metrics.diff_gaps.inc();
+                if let Some(datum) = self.cache.get(number) {
+                    let ask = SubscribeItem { id: datum.id.clone(), since: Revision::ZERO, digest: 0 };
+                    self.links[shard].subscribe(ask);
+                }
+            }
+        }
+        self.settle_waiting(number);
+    }
+
+    /// Every subscriber of a data id has something to get.
+    fn notify(&mut self, number: u32) {
+        let Some(datum) = self.cache.get(number) else { return };
+        for index in &datum.subscribers {
+            mark(&mut self.dirty, &mut self.is_dirty, *index);
+        }
+    }
+
+    /// Answers those who waited for the data id to be known, or to reach their revision.
+    fn settle_waiting(&mut self, number: u32) {
+        let Some(datum) = self.cache.get_mut(number) else { return };
+        if !datum.known || datum.waiting.is_empty() {
+            return;
+        }
+        let revision = datum.revision;
+        for waiting in std::mem::take(&mut datum.waiting) {
+            // A claim that is still ahead of a fresh answer is of a history that no longer exists.
+            let since = if waiting.since > revision && !self.holds_current(number, waiting.digest) {
+                Revision::ZERO
+            } else {
+                waiting.since
+            };
+            if matches!(self.peers.get(waiting.client as usize), Some(Peer::Client(_))) {
+                self.settle(waiting.client, number, since, waiting.digest);
+            }
+        }
+    }
+
+    fn holds_current(&self, number: u32, digest: u64) -> bool {
+        self.cache.get(number).is_some_and(|datum| datum.digest() == digest)
+    }
+}

@@ -1,0 +1,10 @@
+//! Integration tests of the net crate, one binary.
+#![allow(clippy::unwrap_used, unreachable_pub, missing_docs)]
+
+mod ring;
+
+mod cluster;
+
+mod raw;
+
+mod loopback;

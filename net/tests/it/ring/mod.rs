@@ -1,0 +1,7 @@
+//! The ring on real loopback sockets.
+
+mod closing;
+mod driver;
+mod echo;
+mod limits;
+mod slow_reader;
