@@ -128,7 +128,8 @@ impl Arena {
         self.opened += 1;
         let capacity = size.max(needed.next_power_of_two());
         assert!(capacity <= SEGMENT_BYTES_MAX);
-        let segment = Segment { bytes: AlignedVec::with_capacity(capacity), born: self.opened, capacity, dead: 0 };
+        let segment =
+            Segment { bytes: AlignedVec::with_capacity(capacity), born: self.opened, capacity, dead: 0 };
         let index = match self.vacant.pop() {
             Some(index) => index,
             None => {
@@ -197,8 +198,7 @@ mod tests {
     fn a_dead_segment_is_freed_and_its_number_used_again() {
         let mut arena = Arena::default();
         let bytes = record(1, 1000);
-        let places: Vec<Location> =
-            (0..100).map(|_| arena.append(Record::read(&bytes).unwrap())).collect();
+        let places: Vec<Location> = (0..100).map(|_| arena.append(Record::read(&bytes).unwrap())).collect();
         for place in places {
             arena.release(place);
         }

@@ -142,8 +142,7 @@ mod tests {
         for batch in 0..batches {
             revision = revision.next();
             for register in 0..per_batch {
-                latest =
-                    Some(log.push(revision, Nanos(batch), 0, RegisterId(register), latest, before));
+                latest = Some(log.push(revision, Nanos(batch), 0, RegisterId(register), latest, before));
             }
             before = revision;
         }

@@ -69,8 +69,7 @@ pub fn compare<K: Ord + Copy, V: PartialEq>(
     mine: &BTreeMap<K, V>,
     theirs: &BTreeMap<K, V>,
 ) -> Differences<K> {
-    let mut differences =
-        Differences { added: Vec::new(), updated: Vec::new(), removed: Vec::new() };
+    let mut differences = Differences { added: Vec::new(), updated: Vec::new(), removed: Vec::new() };
     for (key, value) in theirs {
         match mine.get(key) {
             None => differences.added.push(*key),

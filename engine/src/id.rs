@@ -4,9 +4,7 @@ use std::{cmp::Ordering, fmt};
 
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::limits::{
-    DATA_ID_BYTES_MAX, GROUP_BYTES_MAX, NAMESPACE_BYTES_MAX, SERVICE_BYTES_MAX, SLOTS_MAX,
-};
+use crate::limits::{DATA_ID_BYTES_MAX, GROUP_BYTES_MAX, NAMESPACE_BYTES_MAX, SERVICE_BYTES_MAX, SLOTS_MAX};
 
 /// Separates the three names of a canonical data id (ASCII unit separator; names may not contain it).
 const SEPARATOR: char = '\u{1f}';
@@ -69,11 +67,7 @@ impl DataId {
             return Err(NameError::Empty("data id"));
         }
         if bytes.len() > DATA_ID_BYTES_MAX {
-            return Err(NameError::TooLong {
-                part: "data id",
-                bytes: bytes.len(),
-                limit: DATA_ID_BYTES_MAX,
-            });
+            return Err(NameError::TooLong { part: "data id", bytes: bytes.len(), limit: DATA_ID_BYTES_MAX });
         }
         let text = std::str::from_utf8(bytes).map_err(|_| NameError::Malformed("it is not UTF-8"))?;
         let mut parts = text.split(SEPARATOR);

@@ -30,6 +30,11 @@ pub const KIND_PUBLISHER: u8 = 1;
 pub const SCHEMA: u8 = 1;
 const CHECKSUM_AT: usize = 24;
 
+const _: () = {
+    assert!(size_of::<ArchivedInstance>() == 32, "the archive's root, as other languages read it");
+    assert!(std::mem::offset_of!(ArchivedInstance, client) == 0);
+};
+
 /// What a publisher publishes.
 #[derive(rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, Debug, Clone, PartialEq, Eq)]
 pub struct Instance {
@@ -141,6 +146,12 @@ impl<'a> Record<'a> {
     /// The archive between header and padding.
     pub fn archive(self) -> &'a [u8] {
         &self.0[HEADER_BYTES..self.0.len() - usize::from(self.0[6])]
+    }
+
+    /// The publishing client, read from its place without validating the archive; `None` if there is no such place.
+    pub fn client(self) -> Option<ClientId> {
+        let root = self.archive().len().checked_sub(size_of::<ArchivedInstance>())?;
+        Some(ClientId(read_u64(self.archive(), root)))
     }
 
     /// Validates the archive and hands it out without copying. The record has to lie at an address that is a multiple
@@ -286,6 +297,7 @@ mod tests {
             assert_eq!(record.bytes().len() % ALIGNMENT, 0);
             assert_eq!((record.datum(), record.register()), (DatumKey(1), RegisterId(2)));
             assert_eq!(record.validate(&mut AlignedVec::new()).unwrap(), ClientId(7));
+            assert_eq!(record.client(), Some(ClientId(7)));
             assert_eq!(record.instance().unwrap(), instance(payload));
         }
     }

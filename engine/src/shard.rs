@@ -174,9 +174,7 @@ impl Shard {
         let slots = (config.slots.clone())
             .map(SlotId)
             .filter(|slot| slot.shard(config.shards) == config.shard)
-            .map(|slot| {
-                (slot, Slot::open(slot, config.epoch, config.shards, config.seed, config.change_log))
-            })
+            .map(|slot| (slot, Slot::open(slot, config.epoch, config.shards, config.seed, config.change_log)))
             .collect();
         Self {
             epoch: config.epoch,
@@ -329,12 +327,7 @@ impl Shard {
 
     /// A reader wants a data id, of which it holds the state at `since` (zero: nothing, or not from this run). The first
     /// answer comes with the next pushes and is complete.
-    pub fn handle_interest(
-        &mut self,
-        reader: ReaderId,
-        id: &DataId,
-        since: Revision,
-    ) -> Result<(), Refusal> {
+    pub fn handle_interest(&mut self, reader: ReaderId, id: &DataId, since: Revision) -> Result<(), Refusal> {
         let datum = id.key();
         let slot = datum.slot(self.config.slot_count);
         let held = self.slots.get(&slot).ok_or(Refusal::SlotMoved)?;
@@ -600,7 +593,7 @@ impl Shard {
                 let client = if self.config.validate {
                     record.validate(&mut self.scratch).map_err(|_| Refusal::RecordInvalid)?.0
                 } else {
-                    record.instance().map_err(|_| Refusal::RecordInvalid)?.client
+                    record.client().ok_or(Refusal::RecordInvalid)?.0
                 };
                 slot.admit_put(entry, client)
             }
@@ -710,9 +703,8 @@ impl Shard {
     fn next_compaction(&mut self) -> Option<(SlotId, Compaction)> {
         let from = self.compaction_next;
         let ahead = self.slots.range(from..).chain(self.slots.range(..from));
-        let found = ahead
-            .filter_map(|(id, slot)| Some((*id, compact::choose(&slot.arena, UTILIZATION_MIN)?)))
-            .next();
+        let found =
+            ahead.filter_map(|(id, slot)| Some((*id, compact::choose(&slot.arena, UTILIZATION_MIN)?))).next();
         self.compaction_next = found.map_or(SlotId(0), |(id, _)| id);
         found
     }

@@ -15,7 +15,7 @@ use crate::{
     change_log::{ChangeLog, ChangeLogLimits, Position},
     digest::{Digest, fingerprint},
     error::Refusal,
-    id::{DatumKey, Nanos, RegisterId, Revision, SessionId, SlotId, Version, mix64},
+    id::{ClientId, DatumKey, Nanos, RegisterId, Revision, SessionId, SlotId, Version, mix64},
     limits::{DATUM_BYTES_MAX, DATUM_PUBLISHERS_MAX},
     record::Record,
 };
@@ -216,21 +216,17 @@ impl Slot {
         let (change, record) = (entry.change, entry.record().ok_or(Refusal::RecordInvalid)?);
         let datum = self.find_datum(change.datum).ok_or(Refusal::NameUnknown)?;
         let mut replaced_bytes = 0;
-        match self.find(change.datum, change.register).map(|index| (index, self.publication(index))) {
-            Some((_, publication)) if matches!(publication.place, Place::Tombstone) => {
-                if change.version <= publication.version() {
-                    return Err(Refusal::Superseded);
-                }
-            }
-            Some((index, publication)) => {
+        if let Some(index) = self.find_in(datum, change.register) {
+            let known = self.publication(index).version();
+            if matches!(self.publication(index).place, Place::Live(_)) {
                 let stored = self.record(index);
-                if stored.access().map_err(|_| Refusal::RecordInvalid)?.client.to_native() != client {
+                if stored.client() != Some(ClientId(client)) {
                     return Err(Refusal::ForeignRegistration);
                 }
-                if change.version < publication.version() {
+                if change.version < known {
                     return Err(Refusal::Superseded);
                 }
-                if change.version == publication.version() {
+                if change.version == known {
                     return Ok(());
                 }
                 if stored.checksum() == record.checksum() {
@@ -240,8 +236,9 @@ impl Slot {
                     return Ok(());
                 }
                 replaced_bytes = stored.bytes().len();
+            } else if change.version <= known {
+                return Err(Refusal::Superseded);
             }
-            None => {}
         }
         let held = self.datum(datum);
         let full = replaced_bytes == 0 && held.publishers as usize >= DATUM_PUBLISHERS_MAX;
@@ -440,10 +437,7 @@ impl Slot {
 
     /// Every known data id: canonical name and live publishers.
     pub fn datums(&self) -> impl Iterator<Item = (DatumKey, &[u8], usize)> {
-        self.datums
-            .iter()
-            .flatten()
-            .map(|datum| (datum.key, &*datum.name, datum.publishers as usize))
+        self.datums.iter().flatten().map(|datum| (datum.key, &*datum.name, datum.publishers as usize))
     }
 
     /// Points the registration of `record` to its new place, if the index still holds it at `from`.
@@ -509,7 +503,7 @@ impl Slot {
             return;
         };
         let to = self.arena.append(record);
-        let before = match self.find(change.datum, change.register) {
+        let before = match self.find_in(datum, change.register) {
             Some(index) => {
                 let before = self.checksum_of(index);
                 match self.publication(index).place {
@@ -583,18 +577,17 @@ impl Slot {
             if last.replace((touch.datum, touch.register)) == Some((touch.datum, touch.register)) {
                 continue;
             }
-            let key = self.datum(touch.datum).key;
-            let now_there = self.find(key, touch.register).and_then(|index| self.checksum_of(index));
+            let now_there =
+                self.find_in(touch.datum, touch.register).and_then(|index| self.checksum_of(index));
             if now_there == touch.before {
                 continue;
             }
             if datum_before.0 != touch.datum {
                 datum_before = (touch.datum, self.datum(touch.datum).last_change);
-                changed.push(key);
+                changed.push(self.datum(touch.datum).key);
             }
             let before = self.datum(touch.datum).latest;
-            let position =
-                self.log.push(revision, now, touch.datum, touch.register, before, datum_before.1);
+            let position = self.log.push(revision, now, touch.datum, touch.register, before, datum_before.1);
             let datum = self.datum_mut(touch.datum);
             (datum.latest, datum.last_change) = (Some(position), revision);
         }
@@ -724,7 +717,10 @@ impl Slot {
     }
 
     fn find(&self, key: DatumKey, register: RegisterId) -> Option<u32> {
-        let datum = self.find_datum(key)?;
+        self.find_in(self.find_datum(key)?, register)
+    }
+
+    fn find_in(&self, datum: u32, register: RegisterId) -> Option<u32> {
         let hash = self.publication_hash(datum, register);
         self.publication_index
             .find(hash, |&index| {

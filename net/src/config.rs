@@ -208,8 +208,14 @@ impl Config {
         for setting in settings {
             set(&mut table, setting)?;
         }
-        let config: Config = table.try_into().context("the configuration is not understood")?;
-        config.check()?;
+        let source = match path {
+            Some(path) => format!("the configuration ({} and what is set over it)", path.display()),
+            None => "the configuration".into(),
+        };
+        let config: Config = table.try_into().with_context(|| {
+            format!("{source} has a key or value that is not known; check-config prints all keys")
+        })?;
+        config.check().with_context(|| format!("{source} contradicts itself"))?;
         Ok(config)
     }
 
@@ -218,11 +224,15 @@ impl Config {
         let slots = self.slot_count;
         ensure!(
             slots.is_power_of_two() && slots <= SLOTS_MAX,
-            "slot_count = {slots}: a power of two up to {SLOTS_MAX}"
+            "slot_count = {slots} has to be a power of two up to {SLOTS_MAX}"
         );
         let session = &self.session;
-        ensure!((1..=128).contains(&session.push_batch_max), "session.push_batch_max: from 1 to 128");
-        ensure!((1..=256).contains(&session.cores), "session.cores: from 1 to 256");
+        ensure!(session.clients_max > 0, "session.clients_max has to be at least 1");
+        ensure!(
+            (1..=128).contains(&session.push_batch_max),
+            "session.push_batch_max has to be from 1 to 128"
+        );
+        ensure!((1..=256).contains(&session.cores), "session.cores has to be from 1 to 256");
         ensure!(
             session.push_interval_min < session.push_interval_max,
             "session.push_interval_min has to be below session.push_interval_max"
@@ -236,8 +246,9 @@ impl Config {
             "session.client_disconnect_grace has to be at most data.session_lease"
         );
         ensure!(
-            session.heartbeat_interval * 3 <= self.data.session_lease,
-            "session.heartbeat_interval has to be at most a third of data.session_lease"
+            !session.heartbeat_interval.is_zero()
+                && session.heartbeat_interval * 3 <= self.data.session_lease,
+            "session.heartbeat_interval has to be above 0 and at most a third of data.session_lease"
         );
         ensure!(
             session.listen != session.http || session.listen.port() == 0,
@@ -248,10 +259,15 @@ impl Config {
 
     /// The slot table with every shard's port.
     pub fn routes(&self) -> anyhow::Result<Routes> {
-        ensure!(!self.nodes.is_empty(), "nodes: at least one data node is needed");
-        let mut shards = Vec::new();
+        ensure!(!self.nodes.is_empty(), "nodes is empty: at least one data node is needed");
+        let mut shards: Vec<SocketAddr> = Vec::new();
         let mut leaders: Vec<Option<u16>> = vec![None; self.slot_count as usize];
-        for node in &self.nodes {
+        for (position, node) in self.nodes.iter().enumerate() {
+            ensure!(
+                self.nodes[..position].iter().all(|other| other.id != node.id),
+                "two nodes have the id {:?}",
+                node.id
+            );
             let [first, last] = node.slots;
             ensure!(
                 first <= last && u32::from(last) < self.slot_count,
@@ -259,7 +275,7 @@ impl Config {
                 node.id,
                 self.slot_count
             );
-            ensure!((1..=256).contains(&node.shards), "node {}: shards from 1 to 256", node.id);
+            ensure!((1..=256).contains(&node.shards), "node {}: shards has to be from 1 to 256", node.id);
             for slot in first..=last {
                 if leaders[usize::from(slot)].is_some() {
                     bail!("slot {slot} is given to node {} and to another node", node.id);
@@ -269,7 +285,13 @@ impl Config {
             }
             for shard in 0..node.shards {
                 let mut addr = node.addr;
-                addr.set_port(addr.port().checked_add(shard as u16).context("node port out of range")?);
+                let port = addr.port().checked_add(shard as u16);
+                addr.set_port(port.with_context(|| format!("node {}: shard {shard} has no port", node.id))?);
+                ensure!(
+                    node.addr.port() == 0 || !shards.contains(&addr),
+                    "node {}: the address {addr} of shard {shard} is another shard's, too",
+                    node.id
+                );
                 shards.push(addr);
             }
         }

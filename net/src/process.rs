@@ -45,8 +45,13 @@ impl DataProcess {
                 Err(format!("{waiting} of {} shards do not answer readers yet", metrics.len()))
             }
         });
-        let admin = Admin::start(config.data.http, registry, ready)?;
-        Ok(Self { server, admin })
+        match Admin::start(config.data.http, registry, ready) {
+            Ok(admin) => Ok(Self { server, admin }),
+            Err(error) => {
+                server.stop()?;
+                Err(error)
+            }
+        }
     }
 }
 
@@ -65,8 +70,13 @@ impl SessionProcess {
             let wanted = links * metrics.len();
             if up as usize == wanted { Ok(()) } else { Err(format!("{up} of {wanted} links are up")) }
         });
-        let admin = Admin::start(config.session.http, registry, ready)?;
-        Ok(Self { server, admin })
+        match Admin::start(config.session.http, registry, ready) {
+            Ok(admin) => Ok(Self { server, admin }),
+            Err(error) => {
+                server.stop()?;
+                Err(error)
+            }
+        }
     }
 }
 

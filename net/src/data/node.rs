@@ -116,6 +116,7 @@ impl Node {
         self.metrics.links.set(self.link_count as i64);
         if self.link_count > self.limits.links_max {
             refuse(&mut link, ErrorCode::TooManyConnections, "as many links as this shard takes", 1000);
+            self.metrics.link_errors.get_or_create(&ErrorCode::TooManyConnections.into()).inc();
         }
         self.links[index] = Some(link);
         self.mark_dirty(index as u32);
@@ -152,13 +153,19 @@ impl Node {
             tracing::warn!(session = ?link.session, error = %text, "closing a link");
             refuse(link, code, &text, 0);
             self.metrics.link_errors.get_or_create(&code.into()).inc();
+            // Nothing follows the error.
+            self.shard.handle_link_close(ReaderId(index as u32));
         }
         self.mark_dirty(index as u32);
     }
 
     fn handle_message(&mut self, index: usize, message: Message<'_>, now: Nanos) -> Result<(), LinkFault> {
         let reader = ReaderId(index as u32);
+        let known = self.links[index].as_ref().is_some_and(|link| link.session.is_some());
         if let Message::LinkHello { protocol, slot_count, session, run, epoch_seen } = message {
+            if known {
+                return Err(LinkFault::SecondHello);
+            }
             if protocol != PROTOCOL {
                 return Err(LinkFault::Protocol(protocol));
             }
@@ -167,9 +174,8 @@ impl Node {
             }
             return self.welcome(index, session, run, epoch_seen, now);
         }
-        let known = self.links[index].as_ref().is_some_and(|link| link.session.is_some());
         if !known {
-            return Err(LinkFault::Unexpected);
+            return Err(LinkFault::BeforeHello);
         }
         match message {
             Message::Write { sequence, entries } => {
@@ -344,7 +350,7 @@ impl Node {
                 refuse(link, ErrorCode::SlowReader, "the link does not read its acknowledgements", 1000);
                 self.metrics.link_errors.get_or_create(&ErrorCode::SlowReader.into()).inc();
                 sockets.close(link.conn, true);
-            } else if link.closing.is_some() {
+            } else if link.closing.is_some() && link.out.is_empty() {
                 sockets.close(link.conn, false);
             }
         }
@@ -402,7 +408,11 @@ enum LinkFault {
     Protocol(u16),
     #[error("the session counts {0} slots, this cluster has {1}")]
     SlotCount(u32, u32),
-    #[error("a message that does not belong here, or not before the hello")]
+    #[error("the first message has to be a link hello")]
+    BeforeHello,
+    #[error("a second link hello on one connection")]
+    SecondHello,
+    #[error("a message that no session sends")]
     Unexpected,
 }
 
@@ -413,7 +423,7 @@ impl LinkFault {
             LinkFault::Refused(_) | LinkFault::Link(_) => ErrorCode::SessionRefused,
             LinkFault::Protocol(_) => ErrorCode::ProtocolVersion,
             LinkFault::SlotCount(..) => ErrorCode::Configuration,
-            LinkFault::Unexpected => ErrorCode::Unexpected,
+            LinkFault::BeforeHello | LinkFault::SecondHello | LinkFault::Unexpected => ErrorCode::Unexpected,
         }
     }
 }

@@ -45,9 +45,10 @@ impl DataServer {
     pub fn start(options: &DataOptions, registry: &mut Registry) -> anyhow::Result<Self> {
         let mut server = Self { addrs: Vec::new(), metrics: Vec::new(), pumps: Vec::new() };
         for shard in 0..options.shard.shards {
-            server
-                .start_shard(options, shard, registry)
-                .with_context(|| format!("starting shard {shard}"))?;
+            if let Err(error) = server.start_shard(options, shard, registry) {
+                server.stop()?;
+                return Err(error.context(format!("starting shard {shard}")));
+            }
         }
         Ok(server)
     }

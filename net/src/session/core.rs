@@ -156,10 +156,10 @@ impl Session {
         let index = conn.index();
         match self.peers.get_mut(index) {
             Some(Peer::Client(client)) if client.conn == conn => {
-                client.heard_at = now;
                 if client.closing.is_some() {
                     return;
                 }
+                client.heard_at = now;
                 let mut decoder = std::mem::take(&mut client.decoder);
                 let result = decoder.feed(bytes, CLIENT_FRAME_BYTES_MAX, |frame| {
                     let message = Message::read(frame)?;
@@ -173,6 +173,7 @@ impl Session {
                     tracing::info!(error = %text, "closing a client");
                     self.refuse(index, fault.code(), &text, 0);
                 }
+                self.bound_answers(index);
             }
             Some(Peer::Link(shard, link_conn)) if *link_conn == conn => {
                 let shard = *shard;
@@ -200,8 +201,11 @@ impl Session {
             if protocol != PROTOCOL {
                 return Err(ClientFault::Protocol(protocol));
             }
-            if client.id.is_some() || id == ClientId(0) {
-                return Err(ClientFault::Unexpected);
+            if client.id.is_some() {
+                return Err(ClientFault::SecondHello);
+            }
+            if id == ClientId(0) {
+                return Err(ClientFault::NoClientId);
             }
             client.id = Some(id);
             let welcome = Message::Welcome {
@@ -215,7 +219,7 @@ impl Session {
             self.mark_dirty(index as u32);
             return Ok(());
         }
-        let id = client.id.ok_or(ClientFault::Unexpected)?;
+        let id = client.id.ok_or(ClientFault::BeforeHello)?;
         match message {
             Message::Write { sequence, entries } => self.publish(index, id, sequence, entries, now)?,
             Message::Subscribe(items) => self.subscribe(index, items),
@@ -292,6 +296,10 @@ impl Session {
         let evicted = reason == CloseReason::Local;
         if !evicted {
             self.metrics.client_drops.inc();
+        }
+        if client.id.is_none() {
+            // It never introduced itself, so nobody has left.
+            return;
         }
         let storm = self.departures.add(client.conn, client.published, evicted, self.clients, now);
         if storm {
@@ -416,11 +424,7 @@ impl Role for Session {
     }
 
     fn wake_at(&self) -> Nanos {
-        let mut at = self.next_tick;
-        if !self.dirty.is_empty() {
-            at = at.min(self.next_round);
-        }
-        self.departures.wake_at().map_or(at, |due| at.min(due))
+        if self.dirty.is_empty() { self.next_tick } else { self.next_tick.min(self.next_round) }
     }
 
     fn is_finished(&self) -> bool {
@@ -446,7 +450,13 @@ pub(super) enum ClientFault {
     Entry(#[from] slotcast_engine::batch::BatchError),
     #[error("protocol version {0} is not spoken here, {PROTOCOL} is")]
     Protocol(u16),
-    #[error("a message that does not belong here, or not before the hello")]
+    #[error("the first message has to be a hello")]
+    BeforeHello,
+    #[error("a second hello on one connection")]
+    SecondHello,
+    #[error("client id 0 is nobody's: choose another one")]
+    NoClientId,
+    #[error("a message that no client sends")]
     Unexpected,
 }
 
@@ -455,7 +465,10 @@ impl ClientFault {
         match self {
             ClientFault::Frame(_) | ClientFault::Entry(_) => ErrorCode::Frame,
             ClientFault::Protocol(_) => ErrorCode::ProtocolVersion,
-            ClientFault::Unexpected => ErrorCode::Unexpected,
+            ClientFault::BeforeHello
+            | ClientFault::SecondHello
+            | ClientFault::NoClientId
+            | ClientFault::Unexpected => ErrorCode::Unexpected,
         }
     }
 }

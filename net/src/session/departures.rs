@@ -47,11 +47,14 @@ impl Departures {
         clients: usize,
         now: Nanos,
     ) -> bool {
-        self.recent.retain(|at| now.since(*at) <= self.grace);
-        self.recent.push_back(now);
         if !published.is_empty() {
             self.waiting.push_back(Departure { conn, published, dropped_at: now, evicted });
         }
+        if evicted {
+            return false;
+        }
+        self.recent.retain(|at| now.since(*at) <= self.grace);
+        self.recent.push_back(now);
         let before = clients + self.recent.len() - 1;
         let storm = self.recent.len() >= STORM_DROPS_MIN && self.recent.len() * 10 > before;
         let begins = storm && !self.is_storm(now);
@@ -81,11 +84,6 @@ impl Departures {
         }
         self.waiting = kept;
         due
-    }
-
-    /// When [`Departures::take_due`] may next have something.
-    pub(super) fn wake_at(&self) -> Option<Nanos> {
-        self.waiting.front().map(|departure| departure.dropped_at.after(self.grace))
     }
 
     /// Departures in their grace.
@@ -129,6 +127,16 @@ mod tests {
         assert!(departures.take_due(at(1500)).is_empty());
         assert!(departures.take_due(at(29_000)).is_empty());
         assert_eq!(departures.take_due(at(31_000)).len(), 20);
+    }
+
+    #[test]
+    fn clients_that_the_session_closes_are_no_storm() {
+        let mut departures = departures();
+        let closed = |departures: &mut Departures, i| {
+            departures.add(ConnId::from_parts(i, 1), Vec::new(), true, 0, at(0))
+        };
+        assert!(!(0..50).any(|i| closed(&mut departures, i)));
+        assert!(!departures.is_storm(at(1)));
     }
 
     #[test]

@@ -20,6 +20,8 @@ use crate::{
 const WRITE_BYTES: usize = 256 * 1024;
 /// Data ids in one subscribe frame.
 const SUBSCRIBE_ITEMS: usize = 256;
+/// Leader epochs that a client may be ahead of what the shard itself has told.
+const CLIENT_EPOCHS_AHEAD: u32 = 1024;
 /// First and longest pause before a link is tried again.
 const RETRY: (u64, u64) = (Nanos::SECOND / 50, Nanos::SECOND);
 
@@ -108,6 +110,14 @@ impl Link {
             epoch_seen: self.epoch_seen,
         };
         hello.write(&mut self.out);
+    }
+
+    /// A client holds a list of a later leader than this link knows of. Its word counts in the next greeting, so that a
+    /// fresh leader opens a larger epoch; it is not believed beyond a bound, or one client could use the epochs up.
+    pub(super) fn hear_epoch(&mut self, epoch: u32) {
+        if epoch <= self.epoch.saturating_add(CLIENT_EPOCHS_AHEAD) {
+            self.epoch_seen = self.epoch_seen.max(epoch);
+        }
     }
 
     /// The shard has answered. What was in flight is unknown; everything is told again after this. Returns whether the

@@ -35,6 +35,7 @@ pub struct SessionMetrics {
     pub drop_storms: Counter,
     pub departed_publishers: Counter,
     pub slow_clients: Counter,
+    pub slow_client_bytes: Gauge,
     pub resumed_current: Counter,
     pub diffs_received: Counter,
     pub diffs_without_change: Counter,
@@ -73,6 +74,7 @@ impl SessionMetrics {
             drop_storms: Counter::default(),
             departed_publishers: Counter::default(),
             slow_clients: Counter::default(),
+            slow_client_bytes: Gauge::default(),
             resumed_current: Counter::default(),
             diffs_received: Counter::default(),
             diffs_without_change: Counter::default(),
@@ -164,6 +166,11 @@ impl SessionMetrics {
             "session_slow_clients",
             "Times a client took nothing for push_interval_max",
             metrics.slow_clients.clone(),
+        );
+        registry.register(
+            "session_slow_client_waiting_bytes",
+            "Bytes that wait for clients whose sockets take nothing",
+            metrics.slow_client_bytes.clone(),
         );
         registry.register(
             "session_resumed_current",

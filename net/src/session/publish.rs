@@ -113,8 +113,18 @@ impl Session {
                 if named != client {
                     return Err(Refusal::ForeignRegistration);
                 }
-                self.note_publisher(index, key, &id)?;
-                self.registrations.put(self.config.id, entry, client, waiter)?
+                self.check_publishers(index, key)?;
+                let known = self.registrations.entry(key).is_some();
+                let accepted = self.registrations.put(self.config.id, entry, client, waiter)?;
+                if !known {
+                    self.published_names.entry(key.0).or_insert_with(|| (id, 0)).1 += 1;
+                }
+                if let Some(client) = self.client(index)
+                    && !client.published.contains(&key)
+                {
+                    client.published.push(key);
+                }
+                accepted
             }
             ChangeKind::Remove => {
                 let accepted = self.registrations.remove(self.config.id, &change, client, waiter)?;
@@ -130,23 +140,12 @@ impl Session {
         Ok(())
     }
 
-    /// Counts a publisher against the client's limit.
-    fn note_publisher(
-        &mut self,
-        index: usize,
-        key: (DatumKey, RegisterId),
-        id: &DataId,
-    ) -> Result<(), Refusal> {
+    /// Whether the client may have this publisher, be it a new one.
+    fn check_publishers(&mut self, index: usize, key: (DatumKey, RegisterId)) -> Result<(), Refusal> {
         let limit = self.config.publishers_max as usize;
         let Some(client) = self.client(index) else { return Ok(()) };
-        if !client.published.contains(&key) {
-            if client.published.len() >= limit {
-                return Err(Refusal::TooManyPublishers);
-            }
-            client.published.push(key);
-        }
-        if self.registrations.entry(key).is_none() {
-            self.published_names.entry(key.0).or_insert_with(|| (id.clone(), 0)).1 += 1;
+        if client.published.len() >= limit && !client.published.contains(&key) {
+            return Err(Refusal::TooManyPublishers);
         }
         Ok(())
     }
@@ -185,15 +184,19 @@ impl Session {
             if let Some(lost) = lost {
                 self.links[shard].digest.remove(lost);
             }
-            if held && self.registrations.entry(key).is_none() {
+            let given_up = held && self.registrations.entry(key).is_none();
+            if given_up {
                 self.release_name(key.0);
             }
             for waiter in waiters {
                 let index = waiter.conn.index();
-                if let Some(client) = self.client(index)
-                    && client.conn == waiter.conn
-                    && client.resolve(waiter.sequence, waiter.index, outcome)
-                {
+                let Some(client) = self.client(index).filter(|client| client.conn == waiter.conn) else {
+                    continue;
+                };
+                if given_up {
+                    client.published.retain(|held| *held != key);
+                }
+                if client.resolve(waiter.sequence, waiter.index, outcome) {
                     self.mark_dirty(index as u32);
                 }
             }

@@ -20,6 +20,11 @@ use crate::{
 const MERGE_ABOVE: usize = 4;
 /// Frames from this size on are sent by themselves, without a copy.
 const LARGE_FRAME_BYTES: usize = 16 * 1024;
+/// Bytes of its own frames that may wait for a client whose socket takes nothing; to this come [`ANSWER_BYTES`] per
+/// publisher and subscription that it may have.
+const ANSWERS_BYTES_MIN: usize = 256 * 1024;
+/// See [`ANSWERS_BYTES_MIN`]: the frame that says a list is still current.
+const ANSWER_BYTES: usize = 48;
 /// Most parts of one write: the client's own frames and `push_batch_max` shared ones.
 const PARTS_MAX: usize = 129;
 
@@ -50,6 +55,9 @@ impl Session {
     fn write_client(&mut self, index: u32, now: Nanos, sockets: &mut dyn Sockets) -> u64 {
         let Some(Peer::Client(client)) = self.peers.get_mut(index as usize) else { return 0 };
         if client.busy_since.is_some() {
+            if client.closing == Some(ErrorCode::SlowReader) {
+                sockets.close(client.conn, true);
+            }
             return 0;
         }
         self.frames.clear();
@@ -96,13 +104,31 @@ impl Session {
         }
     }
 
+    /// A client whose socket takes nothing while it asks for more and more is closed. Every publisher and subscription
+    /// may be answered once, as after a reconnect.
+    pub(super) fn bound_answers(&mut self, index: usize) {
+        let answers_max = self.config.publishers_max as usize + self.config.subscriptions_max as usize;
+        let bytes_max = ANSWERS_BYTES_MIN + answers_max * ANSWER_BYTES;
+        if let Some(client) = self.client(index)
+            && client.busy_since.is_some()
+            && client.out.len() > bytes_max
+        {
+            self.refuse(index, ErrorCode::SlowReader, "the answers to this client are not read", 0);
+        }
+    }
+
     /// Looks at the clients whose sockets take nothing: counts the slow ones, closes the hopeless ones.
     pub(super) fn sweep_slow(&mut self, now: Nanos, sockets: &mut dyn Sockets) {
         let (slow_after, evict_after) = (self.config.push_interval_max, self.config.slow_client_eviction);
         let mut waiting = std::mem::take(&mut self.slow);
+        // A client stands here once per time that its socket took nothing.
+        waiting.sort_unstable();
+        waiting.dedup();
+        let mut bytes = 0;
         waiting.retain(|index| {
             let Some(Peer::Client(client)) = self.peers.get_mut(*index as usize) else { return false };
             let Some(since) = client.busy_since else { return false };
+            bytes += client.out.len();
             if now.since(since) >= slow_after && !client.counted_slow {
                 client.counted_slow = true;
                 self.metrics.slow_clients.inc();
@@ -110,11 +136,13 @@ impl Session {
             if now.since(since) < evict_after {
                 return true;
             }
-            client.closing = Some(ErrorCode::SlowReader);
+            if client.closing.replace(ErrorCode::SlowReader).is_none() {
+                self.metrics.client_errors.get_or_create(&ErrorCode::SlowReader.into()).inc();
+            }
             sockets.close(client.conn, true);
-            self.metrics.client_errors.get_or_create(&ErrorCode::SlowReader.into()).inc();
             false
         });
+        self.metrics.slow_client_bytes.set(bytes as i64);
         self.slow = waiting;
     }
 }

@@ -66,7 +66,13 @@ impl SessionServer {
                 ring: ring.clone(),
                 listener: Some(listener),
             };
-            server.pumps.push(Pump::start(pump, move || Session::new(config, metrics))?);
+            match Pump::start(pump, move || Session::new(config, metrics)) {
+                Ok(pump) => server.pumps.push(pump),
+                Err(error) => {
+                    server.stop()?;
+                    return Err(error.context(format!("starting session core {core}")));
+                }
+            }
         }
         Ok(server)
     }

@@ -87,14 +87,7 @@ impl Session {
     pub(super) fn settle(&mut self, index: u32, number: u32, since: Revision, digest: u64) {
         let Some(datum) = self.cache.get(number) else { return };
         let (known, shard, revision) = (datum.known, datum.shard, datum.revision);
-        let link = &mut self.links[shard];
-        if since.epoch() > link.epoch_seen {
-            // A client knows of a later leader than this link: greet again, so that the shard opens a larger epoch.
-            link.epoch_seen = since.epoch();
-            if let Some(reason) = link.is_up().then_some(crate::session::link::LinkState::Down(Nanos(0))) {
-                link.state = reason;
-            }
-        }
+        self.links[shard].hear_epoch(since.epoch());
         let resumed = if known { self.cache.resume(number, since, digest) } else { Resumed::Ahead };
         let sent = match resumed {
             Resumed::Snapshot => Revision::ZERO,
@@ -206,7 +199,9 @@ impl Session {
     pub(super) fn interest_refused(&mut self, key: DatumKey, code: u16) {
         let Some(number) = self.cache.find(key) else { return };
         let Some(datum) = self.cache.get(number) else { return };
+        let refusal = Refusal::from_code(code).unwrap_or(Refusal::RecordInvalid);
         for index in datum.subscribers.clone() {
+            self.metrics.subscriptions_refused.get_or_create(&refusal.into()).inc();
             if let Some(client) = self.client(index as usize) {
                 Message::SubscribeRefused { datum: key, code }.write(&mut client.out);
                 for held in client.subscriptions.iter_mut().filter(|held| held.datum == number) {

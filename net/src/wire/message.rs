@@ -587,3 +587,6 @@ impl<'a> Reader<'a> {
         Ok(column.chunks_exact(8).map(|bytes| Reader(bytes).u64().unwrap_or(0)))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -55,6 +55,11 @@ impl Cluster {
         self.data.server.stop().unwrap();
     }
 
+    /// Value of a metric of the data node, summed likewise.
+    pub fn data_metric(&self, name: &str, label: &str) -> f64 {
+        metric(self.data.admin.addr, name, label)
+    }
+
     /// Value of a metric of a session, summed over cores and labels that contain `label`.
     pub fn session_metric(&self, session: usize, name: &str, label: &str) -> f64 {
         metric(self.sessions[session].admin.addr, name, label)
@@ -67,6 +72,15 @@ pub fn metric(addr: SocketAddr, name: &str, label: &str) -> f64 {
         .filter(|line| line.starts_with(&format!("slotcast_{name}")) && line.contains(label))
         .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
         .sum()
+}
+
+/// Asks for a metric until it is as wanted; each question waits for its answer.
+pub fn until_metric(addr: SocketAddr, name: &str, label: &str, wanted: impl Fn(f64) -> bool) {
+    let begin = std::time::Instant::now();
+    while !wanted(metric(addr, name, label)) {
+        assert!(begin.elapsed() < PATIENCE, "{name} {label} is {}", metric(addr, name, label));
+        std::thread::yield_now();
+    }
 }
 
 pub fn get(addr: SocketAddr, path: &str) -> (u16, String) {

@@ -66,8 +66,8 @@ fn republish_before_subscribe_gives_only_the_new_value() {
     let client = cluster.client(0);
     let service = id("again");
     let registration = client.publish(&service, "host-1", "", b"old").unwrap();
-    client.republish(registration, &service, "host-1", "", b"new").unwrap();
     until_acknowledged(&client);
+    client.republish(registration, &service, "host-1", "", b"new").unwrap();
     until_acknowledged(&client);
     client.subscribe(&service).unwrap();
     until_list(&client, &mut View::default(), &service, &[b"new"]);

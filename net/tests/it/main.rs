@@ -8,3 +8,9 @@ mod cluster;
 mod raw;
 
 mod loopback;
+
+mod bad_input;
+
+mod configuration;
+
+mod sim;

@@ -12,18 +12,25 @@ const ENTRIES_MIN: u32 = 64;
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct Features {
+    /// Kernel rings in use.
     pub rings: usize,
+    /// Connections that one kernel ring holds.
     pub sockets_per_ring: usize,
     /// Entries after possible halving.
     pub sq_entries: u32,
+    /// Completion entries, likewise.
     pub cq_entries: u32,
+    /// Receive buffers per kernel ring, likewise.
     pub recv_buffers: u16,
+    /// The setup that the kernel took.
     pub setup: Setup,
     /// Successful sends post no completion. Without it every send does.
     pub skip_success: bool,
+    /// Sockets use no descriptor of the process.
     pub direct_descriptors: bool,
     /// Cleared at run time when the kernel refuses the operation.
     pub multishot_accept: bool,
+    /// Likewise.
     pub multishot_recv: bool,
     /// A direct descriptor can be told to close with a reset.
     pub reset_direct: bool,

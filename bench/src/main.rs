@@ -1,0 +1,71 @@
+//! Measures Slotcast and prints what a person reads; `--json` keeps what a program reads.
+
+use std::{fs, path::PathBuf};
+
+use bench::{CASES, measure::measure};
+use clap::{Parser, Subcommand};
+use comfy_table::{CellAlignment, Table, presets};
+
+#[derive(Parser)]
+#[command(about = "Measures Slotcast")]
+struct Args {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Subcommand)]
+enum What {
+    /// Single operations of formats and store, a quarter of a second each
+    Micro {
+        /// Only cases whose name contains this
+        #[arg(long)]
+        only: Option<String>,
+        /// Also write the figures here
+        #[arg(long, value_name = "PATH")]
+        json: Option<PathBuf>,
+    },
+}
+
+fn main() -> anyhow::Result<()> {
+    match Args::parse().what {
+        What::Micro { only, json } => micro(only.as_deref().unwrap_or_default(), json),
+    }
+}
+
+fn micro(only: &str, json: Option<PathBuf>) -> anyhow::Result<()> {
+    if cfg!(debug_assertions) {
+        eprintln!("built with debug assertions: the figures are not worth keeping");
+    }
+    let mut table = Table::new();
+    table.load_style(presets::ASCII_MARKDOWN);
+    table.set_header(["operation", "size", "ns, median", "ns, fastest", "million/s", "check"]);
+    let mut figures = Vec::new();
+    for case in CASES.iter().filter(|case| case.name.contains(only)) {
+        let found = measure(&mut (case.prepare)(case.large));
+        table.add_row([
+            case.name.to_string(),
+            case.large.to_string(),
+            format!("{:.1}", found.median),
+            format!("{:.1}", found.fastest),
+            format!("{:.2}", 1000.0 / found.median),
+            format!("{:016x}", found.check),
+        ]);
+        figures.push(serde_json::json!({
+            "operation": case.name,
+            "size": case.large,
+            "ns_median": found.median,
+            "ns_fastest": found.fastest,
+            "check": format!("{:016x}", found.check),
+        }));
+    }
+    for column in 1..5 {
+        if let Some(column) = table.column_mut(column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    println!("{table}");
+    if let Some(path) = json {
+        fs::write(path, serde_json::to_string_pretty(&figures)? + "\n")?;
+    }
+    Ok(())
+}

@@ -1,0 +1,11 @@
+//! What the engine promises, tested from outside: through the same calls that a data node makes.
+
+mod batches;
+mod behaviours;
+mod compaction;
+mod formats;
+mod limits;
+mod model;
+mod readers;
+mod support;
+mod tidy;

@@ -1,0 +1,365 @@
+//! The command line.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::{
+    clock::SECOND,
+    preset::{Preset, Wishes},
+    replay::Replay,
+    run::RunSpec,
+    schedule::Synthetic,
+    source::Source,
+    timing::Timing,
+    trace::Input,
+    workload::PAYLOAD_HEAD_BYTES,
+};
+
+/// Drives a Slotcast cluster with very many clients, checks every list they get, and measures how long it took.
+#[derive(Parser, Debug)]
+#[command(name = "loadgen", version)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Replays a bundled trace of a real registry over 5,000 connections, in about half a minute.
+    Demo(DemoArgs),
+    /// Runs a made-up workload at a steady rate.
+    Run(RunArgs),
+    /// Replays a trace file.
+    Replay(ReplayArgs),
+    /// Measures what the bare sockets of this machine give, with no registry at all.
+    Limit(LimitArgs),
+    /// A role of the embedded cluster.
+    #[command(hide = true)]
+    Role {
+        /// Which.
+        #[command(subcommand)]
+        role: RoleCommand,
+    },
+    /// A worker of a run.
+    #[command(hide = true)]
+    Worker(ChildArgs),
+    /// The sending end of the bare measurement.
+    #[command(hide = true)]
+    LimitSender(ChildArgs),
+    /// A receiving end of the bare measurement.
+    #[command(hide = true)]
+    LimitReceiver(ChildArgs),
+}
+
+/// A role of the embedded cluster.
+#[derive(Subcommand, Debug)]
+pub enum RoleCommand {
+    /// The data node.
+    Data(ChildArgs),
+    /// The session.
+    Session(ChildArgs),
+}
+
+/// Arguments of a child process.
+#[derive(Args, Debug)]
+pub struct ChildArgs {
+    /// Its configuration file.
+    #[arg(long)]
+    pub config: PathBuf,
+}
+
+/// Where results go.
+#[derive(Args, Clone, Default, Debug)]
+pub struct Output {
+    /// Write all results as JSON.
+    #[arg(long, value_name = "PATH")]
+    pub json: Option<PathBuf>,
+    /// Write an HdrHistogram log of the delays, one histogram per second.
+    #[arg(long, value_name = "PATH")]
+    pub hdr: Option<PathBuf>,
+    /// Write the chart (SVG) here; otherwise it goes beside the JSON, or to a temporary file.
+    #[arg(long, value_name = "PATH")]
+    pub chart: Option<PathBuf>,
+}
+
+/// What runs where.
+#[derive(Args, Clone, Default, Debug)]
+pub struct Setting {
+    /// Connect to running sessions instead of an embedded cluster; may be repeated.
+    #[arg(long, value_name = "ADDR")]
+    pub target: Vec<SocketAddr>,
+    /// Worker processes [default: one per 17,000 clients].
+    #[arg(long)]
+    pub workers: Option<usize>,
+    /// Cores of the embedded session [default: half].
+    #[arg(long)]
+    pub session_cores: Option<usize>,
+    /// Frames that the embedded session concatenates in one write, at most.
+    #[arg(long)]
+    pub push_batch_max: Option<usize>,
+    /// Shortest time between two rounds of writes of the embedded session.
+    #[arg(long, value_name = "DURATION")]
+    pub push_interval_min: Option<humantime::Duration>,
+    /// Any setting of the embedded cluster, such as `session.client_send_buffer=32768`; may be repeated.
+    #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Connections per second that drop, come back at once and resume.
+    #[arg(long, default_value_t = 0.0)]
+    pub reconnects_per_sec: f64,
+    /// Longest wait for what is on its way at the end.
+    #[arg(long, value_name = "DURATION", default_value = "10s")]
+    pub drain: humantime::Duration,
+    /// Do not measure the bare limit of the machine before the run.
+    #[arg(long)]
+    pub no_limit: bool,
+    /// How long each of the two bare measurements takes.
+    #[arg(long, value_name = "DURATION", default_value = "10s")]
+    pub limit_duration: humantime::Duration,
+}
+
+/// Arguments of `demo`.
+#[derive(Args, Debug)]
+pub struct DemoArgs {
+    /// Where results go.
+    #[command(flatten)]
+    pub output: Output,
+    /// What runs where.
+    #[command(flatten)]
+    pub setting: Setting,
+    /// Connections.
+    #[arg(long, default_value_t = 5_000)]
+    pub clients: u32,
+    /// Fixes everything drawn.
+    #[arg(long, default_value_t = 1)]
+    pub rng_seed: u64,
+}
+
+/// Arguments of `run`.
+#[derive(Args, Debug)]
+pub struct RunArgs {
+    /// Where results go.
+    #[command(flatten)]
+    pub output: Output,
+    /// What runs where.
+    #[command(flatten)]
+    pub setting: Setting,
+    /// The workload; the numbers below change it.
+    #[arg(long, value_enum, default_value = "headline")]
+    pub preset: Preset,
+    /// Clients, each one connection.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    pub clients: Option<u32>,
+    /// Services (data ids).
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    pub services: Option<u32>,
+    /// Distinct services that each client subscribes to.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    pub subscriptions_per_client: Option<u32>,
+    /// Publishers over all services.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    pub publishers: Option<u32>,
+    /// Planned changes per second.
+    #[arg(long)]
+    pub changes_per_sec: Option<f64>,
+    /// Bytes of each payload.
+    #[arg(long, default_value_t = 128, value_parser = payload_bytes)]
+    pub payload_bytes: usize,
+    /// Length of the measuring window.
+    #[arg(long, value_name = "DURATION", default_value = "60s")]
+    pub duration: humantime::Duration,
+    /// Changes go on for this long before the window opens.
+    #[arg(long, value_name = "DURATION", default_value = "2s")]
+    pub warmup: humantime::Duration,
+    /// Draw services with Zipf weights of this exponent instead of visiting them in turn.
+    #[arg(long, value_name = "EXPONENT", num_args = 0..=1, default_missing_value = "1.0")]
+    pub skew: Option<f64>,
+    /// Fixes everything drawn.
+    #[arg(long, default_value_t = 1)]
+    pub rng_seed: u64,
+}
+
+/// Arguments of `replay`.
+#[derive(Args, Debug)]
+pub struct ReplayArgs {
+    /// Where results go.
+    #[command(flatten)]
+    pub output: Output,
+    /// What runs where.
+    #[command(flatten)]
+    pub setting: Setting,
+    /// Events as CSV, plain or gzipped: `t_ms,event,service,instance,zone,address,port`.
+    #[arg(long, value_name = "FILE")]
+    pub trace: PathBuf,
+    /// Run this many times faster than recorded.
+    #[arg(long, value_name = "X", conflicts_with = "cap_gap", value_parser = factor)]
+    pub speed: Option<f64>,
+    /// Let no gap between events be longer than this.
+    #[arg(long, value_name = "DURATION")]
+    pub cap_gap: Option<humantime::Duration>,
+    /// Without `--speed` and `--cap-gap`: cap gaps so that the whole lasts about this long.
+    #[arg(long, value_name = "DURATION", default_value = "60s")]
+    pub duration: humantime::Duration,
+    /// Who subscribes to what, as CSV: `subscriber,service,subscriber_instances`.
+    #[arg(long, value_name = "FILE")]
+    pub subscriptions: Option<PathBuf>,
+    /// Clients [default: as many as the subscriptions have instances, or 1,000].
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    pub clients: Option<u32>,
+    /// Distinct services of each client, where subscriptions are drawn.
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
+    pub subscriptions_per_client: u32,
+    /// Bytes of each payload.
+    #[arg(long, default_value_t = 128, value_parser = payload_bytes)]
+    pub payload_bytes: usize,
+    /// Fixes everything drawn.
+    #[arg(long, default_value_t = 1)]
+    pub rng_seed: u64,
+}
+
+/// Arguments of `limit`.
+#[derive(Args, Debug)]
+pub struct LimitArgs {
+    /// Connections.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    pub connections: u32,
+    /// Bytes of one frame.
+    #[arg(long, default_value_t = 240)]
+    pub frame_bytes: usize,
+    /// Frames in one write; may be repeated [default: 1 and 20].
+    #[arg(long)]
+    pub frames_per_write: Vec<u32>,
+    /// How long each measurement takes.
+    #[arg(long, value_name = "DURATION", default_value = "10s")]
+    pub duration: humantime::Duration,
+    /// Receiving processes [default: one per 17,000 connections].
+    #[arg(long)]
+    pub workers: Option<usize>,
+    /// Write the results as JSON.
+    #[arg(long, value_name = "PATH")]
+    pub json: Option<PathBuf>,
+}
+
+fn payload_bytes(text: &str) -> Result<usize, String> {
+    let bytes: usize = text.parse().map_err(|_| format!("{text:?} is not a number"))?;
+    let most = slotcast_engine::limits::PAYLOAD_BYTES_MAX;
+    let fits = (PAYLOAD_HEAD_BYTES..=most).contains(&bytes);
+    if fits { Ok(bytes) } else { Err(format!("from {PAYLOAD_HEAD_BYTES} to {most}")) }
+}
+
+fn factor(text: &str) -> Result<f64, String> {
+    let factor: f64 = text.parse().map_err(|_| format!("{text:?} is not a number"))?;
+    if factor.is_finite() && factor > 0.0 { Ok(factor) } else { Err("must be above 0".into()) }
+}
+
+impl Setting {
+    /// The run of `source` with these settings.
+    pub fn spec(&self, source: Source) -> RunSpec {
+        let mut settings = self.set.clone();
+        settings.extend(self.push_batch_max.map(|frames| format!("session.push_batch_max={frames}")));
+        settings.extend(self.push_interval_min.map(|least| format!("session.push_interval_min=\"{least}\"")));
+        RunSpec {
+            source,
+            targets: self.target.clone(),
+            settings,
+            session_cores: self.session_cores,
+            workers: self.workers,
+            reconnects_per_sec: self.reconnects_per_sec,
+            limit: (!self.no_limit).then(|| self.limit_duration.into()),
+            drain: self.drain.into(),
+        }
+    }
+}
+
+impl DemoArgs {
+    /// The bundled trace, in about half a minute, with few enough subscriptions that any machine follows.
+    pub fn source(&self) -> Source {
+        Source::Replay(Replay {
+            trace: Input::Bundled,
+            timing: Timing::Fit(30 * SECOND),
+            edges: None,
+            clients: Some(self.clients),
+            subscriptions_per_client: 4,
+            payload_bytes: 128,
+            seed: self.rng_seed,
+            tag: 0,
+        })
+    }
+}
+
+impl RunArgs {
+    /// The preset with the user's numbers.
+    pub fn source(&self) -> Source {
+        let wishes = Wishes {
+            clients: self.clients,
+            services: self.services,
+            subscriptions_per_client: self.subscriptions_per_client,
+            publishers: self.publishers,
+            changes_per_sec: self.changes_per_sec,
+        };
+        let (shape, notes) = self.preset.scaled(&wishes);
+        Source::Synthetic(Synthetic {
+            clients: shape.clients,
+            services: shape.services,
+            subscriptions_per_client: shape.subscriptions_per_client,
+            publishers: shape.publishers,
+            changes_per_sec: shape.changes_per_sec,
+            payload_bytes: self.payload_bytes,
+            warmup_ns: nanos(self.warmup),
+            window_ns: nanos(self.duration),
+            skew: self.skew,
+            seed: self.rng_seed,
+            canaries: 1_000,
+            tag: 0,
+            notes,
+        })
+    }
+}
+
+impl ReplayArgs {
+    /// The trace with the user's scaling.
+    pub fn source(&self) -> Source {
+        let timing = match (self.speed, self.cap_gap) {
+            (Some(factor), _) => Timing::Speed(factor),
+            (None, Some(cap)) => Timing::CapGap(nanos(cap)),
+            (None, None) => Timing::Fit(nanos(self.duration)),
+        };
+        Source::Replay(Replay {
+            trace: Input::Path(self.trace.clone()),
+            timing,
+            edges: self.subscriptions.clone().map(Input::Path),
+            clients: self.clients,
+            subscriptions_per_client: self.subscriptions_per_client,
+            payload_bytes: self.payload_bytes,
+            seed: self.rng_seed,
+            tag: 0,
+        })
+    }
+}
+
+fn nanos(duration: humantime::Duration) -> u64 {
+    let duration: Duration = duration.into();
+    duration.as_nanos() as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+        let parse = |line: &str| Cli::try_parse_from(line.split(' '));
+        assert!(parse("loadgen demo").is_ok());
+        assert!(
+            parse("loadgen run --preset idle --clients 1000 --duration 5s --skew --json out.json").is_ok()
+        );
+        assert!(parse("loadgen replay --trace x.csv --speed 2 --cap-gap 1s").is_err());
+        assert!(parse("loadgen run --payload-bytes 8").is_err());
+        assert!(parse("loadgen replay --trace x.csv --speed 0").is_err());
+        assert!(parse("loadgen limit --connections 10 --frames-per-write 1 --frames-per-write 5").is_ok());
+    }
+}

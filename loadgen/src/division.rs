@@ -1,0 +1,68 @@
+//! How cores and connections are divided among the processes of a run. The bare limit is measured with the same division.
+
+use serde::{Deserialize, Serialize};
+
+/// Connections of one worker: below the file limit of a process, whose ring has a table of that size.
+const CLIENTS_PER_WORKER: u32 = 17_000;
+
+/// See the module.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Division {
+    /// Cores of the session, or of the sender in its place.
+    pub session: Vec<usize>,
+    /// Cores of the data node.
+    pub data: Vec<usize>,
+    /// One core per worker.
+    pub workers: Vec<usize>,
+}
+
+impl Division {
+    /// Divides `cores`: half for the session unless `session_cores` says otherwise, the rest for the workers. The data
+    /// node has little to do and gets a core of its own only where there are four or more.
+    pub fn new(cores: &[usize], clients: u32, session_cores: Option<usize>, workers: Option<usize>) -> Self {
+        let most = cores.len().saturating_sub(1).max(1);
+        let (session, rest) = cores.split_at(session_cores.unwrap_or(cores.len() / 2).clamp(1, most));
+        let rest = if rest.is_empty() { session } else { rest };
+        let (data, rest) = if rest.len() >= 2 && cores.len() >= 4 { rest.split_at(1) } else { (rest, rest) };
+        let needed = clients.div_ceil(CLIENTS_PER_WORKER).max(1) as usize;
+        let count = workers.unwrap_or(needed).clamp(1, clients.max(1) as usize);
+        Self {
+            session: session.to_vec(),
+            data: data[..1].to_vec(),
+            workers: (0..count).map(|worker| rest[worker % rest.len()]).collect(),
+        }
+    }
+
+    /// First client and number of clients of each worker.
+    pub fn parts(&self, clients: u32) -> Vec<(u32, u32)> {
+        let count = self.workers.len() as u64;
+        let edge = |worker: u64| (u64::from(clients) * worker / count) as u32;
+        (0..count).map(|worker| (edge(worker), edge(worker + 1) - edge(worker))).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_cores_are_one_for_the_session_and_one_for_the_rest() {
+        let division = Division::new(&[0, 1], 100_000, None, None);
+        assert_eq!((division.session.as_slice(), division.data.as_slice()), (&[0][..], &[1][..]));
+        assert_eq!(division.workers, [1; 6]);
+        let parts = division.parts(100_000);
+        assert_eq!(parts.iter().map(|part| part.1).sum::<u32>(), 100_000);
+        assert!(parts.windows(2).all(|pair| pair[0].0 + pair[0].1 == pair[1].0));
+    }
+
+    #[test]
+    fn any_number_of_cores_gives_everybody_one() {
+        for count in 1..20 {
+            let cores: Vec<usize> = (0..count).collect();
+            let division = Division::new(&cores, 10, None, Some(3));
+            assert!(!division.session.is_empty() && division.data.len() == 1 && division.workers.len() == 3);
+        }
+        let eight = Division::new(&[0, 1, 2, 3, 4, 5, 6, 7], 10, Some(2), Some(2));
+        assert_eq!((eight.session, eight.data, eight.workers), (vec![0, 1], vec![2], vec![3, 4]));
+    }
+}

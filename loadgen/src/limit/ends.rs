@@ -1,0 +1,134 @@
+//! The two ends of the bare measurement.
+
+use std::{
+    io::Write,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
+use slotcast_net::io::ring::{ConnId, Event, RingConfig, RingSockets, SendOutcome, SharedFrame, Sockets};
+
+use crate::{
+    board::{Board, Counter, Phase},
+    worker::ring_config,
+};
+
+/// Writes between two looks at the completions, as many as a session does in a turn.
+const WRITES_PER_TURN: usize = 1024;
+const WAIT: Duration = Duration::from_millis(10);
+/// Connections asked for and not yet there.
+const CONNECTING_MAX: u32 = 512;
+const CLIENTS_PER_SOURCE: u32 = 16_000;
+
+/// What the sender is told.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SenderConfig {
+    /// Connections to wait for.
+    pub connections: u32,
+    /// Bytes of one write.
+    pub write_bytes: usize,
+    /// `SO_SNDBUF`.
+    pub send_buffer: u32,
+    /// The board; the sender has row 0.
+    pub board: PathBuf,
+}
+
+/// What a receiver is told.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ReceiverConfig {
+    /// Its row on the board.
+    pub row: usize,
+    /// Number of its first connection among all.
+    pub first: u32,
+    /// Its connections.
+    pub connections: u32,
+    /// The sender.
+    pub target: SocketAddr,
+    /// As a worker's.
+    pub recv_buffers: u16,
+    /// The board.
+    pub board: PathBuf,
+}
+
+/// Accepts connections, then writes to each in turn until told to end.
+pub fn send(config: &SenderConfig) -> Result<()> {
+    let board = Board::open(&config.board).context("cannot open the board")?;
+    let ring = RingConfig {
+        sockets_max: config.connections as usize + 16,
+        send_buffer_bytes: Some(config.send_buffer),
+        ..RingConfig::default()
+    };
+    let mut sockets = RingSockets::new(ring)?;
+    let addr = sockets.listen(SocketAddr::from(([127, 0, 0, 1], 0)))?;
+    println!("ready {addr}");
+    std::io::stdout().flush()?;
+    let frame: SharedFrame = vec![0x5a; config.write_bytes].into();
+    let mut connections: Vec<ConnId> = Vec::new();
+    let (mut next, mut sends) = (0, 0u64);
+    while board.phase() < Phase::Finish {
+        let events = sockets.poll(&mut |event| {
+            if let Event::Accepted { conn, .. } = event {
+                connections.push(conn);
+            }
+        })?;
+        board.set_counter(0, Counter::Connections, connections.len() as u64);
+        let mut sent = 0;
+        if board.phase() >= Phase::Run {
+            for _ in 0..WRITES_PER_TURN.min(connections.len()) {
+                sent += u64::from(sockets.send_shared(connections[next], &frame) == SendOutcome::Queued);
+                next = (next + 1) % connections.len();
+            }
+            sockets.flush()?;
+        }
+        sends += sent;
+        board.set_counter(0, Counter::Frames, sends);
+        board.set_counter(0, Counter::Cpu, thread_cpu());
+        if sent == 0 && events == 0 {
+            sockets.wait(WAIT)?;
+        }
+    }
+    Ok(())
+}
+
+/// Connects and reads until told to end.
+pub fn receive(config: &ReceiverConfig) -> Result<()> {
+    let board = Board::open(&config.board).context("cannot open the board")?;
+    let mut sockets = RingSockets::new(ring_config(config.connections, config.recv_buffers))?;
+    let (mut asked, mut open, mut lost, mut bytes) = (0u32, 0u32, 0u32, 0u64);
+    while board.phase() < Phase::Finish {
+        let events = sockets.poll(&mut |event| match event {
+            Event::Received { bytes: received, .. } => bytes += received.len() as u64,
+            Event::Connected { .. } => open += 1,
+            Event::Closed { .. } => lost += 1,
+            Event::Accepted { .. } | Event::Writable { .. } => {}
+        })?;
+        if lost > 0 && board.phase() < Phase::Run {
+            bail!("{lost} connections failed");
+        }
+        while board.phase() >= Phase::Connect && asked < config.connections && asked - open < CONNECTING_MAX {
+            let source =
+                Ipv4Addr::new(127, 0, 0, 2 + ((config.first + asked) / CLIENTS_PER_SOURCE % 250) as u8);
+            sockets.connect(config.target, Some(IpAddr::V4(source)))?;
+            asked += 1;
+        }
+        board.set_counter(config.row, Counter::Received, bytes);
+        board.set_counter(config.row, Counter::Cpu, thread_cpu());
+        if events == 0 {
+            sockets.wait(WAIT)?;
+        } else {
+            sockets.flush()?;
+        }
+    }
+    Ok(())
+}
+
+/// Processor nanoseconds of this thread.
+fn thread_cpu() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the call writes one timespec through a pointer to one.
+    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time) };
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}

@@ -1,0 +1,186 @@
+//! What the machine gives at most: the same sockets, processes and cores as a run, the same bytes, and no registry at all.
+//!
+//! A sender takes the session's place and writes to every connection in turn; receivers take the workers' place and only
+//! read.
+
+pub mod ends;
+
+use std::{path::Path, time::Duration};
+
+use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    board::{Board, Counter, Phase},
+    clock::{Clock, Monotonic, SECOND},
+    division::Division,
+    limit::ends::{ReceiverConfig, SenderConfig},
+    process::Process,
+    progress::Progress,
+};
+
+/// Bare sends per second of one core, as first seen with 100,000 connections; what is far below is told.
+pub const SENDS_SEEN: f64 = 222_000.0;
+/// Part of [`SENDS_SEEN`] below which a run says so.
+pub const SENDS_LEAST: f64 = 0.7;
+/// Frames per write of the merged measurement.
+pub const MERGED: u32 = 20;
+
+const CONNECT_WITHIN: Duration = Duration::from_secs(120);
+const POLL_EVERY: Duration = Duration::from_millis(50);
+/// Sending goes on this long before the measurement begins.
+const LEAD: Duration = Duration::from_millis(500);
+
+/// What to measure.
+#[derive(Clone, Debug)]
+pub struct LimitSpec {
+    /// Connections.
+    pub connections: u32,
+    /// Bytes of one frame.
+    pub frame_bytes: usize,
+    /// Frames in one write.
+    pub frames_per_write: u32,
+    /// How long.
+    pub duration: Duration,
+    /// Socket settings of the receivers, as in a run.
+    pub recv_buffers: u16,
+    /// `SO_SNDBUF` of the sender's sockets, as the session sets it.
+    pub send_buffer: u32,
+}
+
+/// What was measured.
+#[derive(Clone, Copy, Default, PartialEq, Debug, Serialize, Deserialize)]
+pub struct LimitResult {
+    /// Frames in one write.
+    pub frames_per_write: u32,
+    /// Bytes of one frame.
+    pub frame_bytes: usize,
+    /// Writes per second.
+    pub sends_per_s: f64,
+    /// Frames per second at the receivers.
+    pub pushes_per_s: f64,
+    /// Processor time of the sender per write.
+    pub send_ns: f64,
+    /// Processor time of the receivers per write received.
+    pub receive_ns: f64,
+}
+
+/// Counters of both ends at one moment.
+#[derive(Clone, Copy)]
+struct Reading {
+    clock: u64,
+    sends: u64,
+    bytes: u64,
+    sender_cpu: u64,
+    receiver_cpu: u64,
+}
+
+impl Reading {
+    fn take(board: &Board) -> Self {
+        Self {
+            clock: Monotonic.now(),
+            sends: board.total(Counter::Frames),
+            bytes: board.total(Counter::Received),
+            sender_cpu: board.counter(0, Counter::Cpu),
+            receiver_cpu: board.total(Counter::Cpu) - board.counter(0, Counter::Cpu),
+        }
+    }
+}
+
+/// Measures once. Row 0 of the board is the sender's, the others are the receivers'.
+pub fn measure(
+    spec: &LimitSpec,
+    division: &Division,
+    folder: &Path,
+    progress: &Progress,
+) -> Result<LimitResult> {
+    let folder = folder.join(format!("limit-{}", spec.frames_per_write));
+    std::fs::create_dir(&folder)?;
+    let path = folder.join("board");
+    let board = Board::create(&path, 1 + division.workers.len(), 0)?;
+    let bound = CONNECT_WITHIN + spec.duration + Duration::from_secs(30);
+    let sender = SenderConfig {
+        connections: spec.connections,
+        write_bytes: spec.frame_bytes * spec.frames_per_write as usize,
+        send_buffer: spec.send_buffer,
+        board: path.clone(),
+    };
+    let mut sender = start("limit-sender", &sender, &division.session[..1], &folder, bound)?;
+    let line = sender.first_line()?;
+    let target = line.strip_prefix("ready ").context("the sender told no address")?.parse()?;
+    let mut receivers = Vec::new();
+    for (index, (first, count)) in division.parts(spec.connections).into_iter().enumerate() {
+        let config = ReceiverConfig {
+            row: index + 1,
+            first,
+            connections: count,
+            target,
+            recv_buffers: spec.recv_buffers,
+            board: path.clone(),
+        };
+        receivers.push(start("limit-receiver", &config, &division.workers[index..=index], &folder, bound)?);
+    }
+    progress.phase("limit", spec.duration.as_millis() as u64);
+    connect(spec, &board, &mut sender, &mut receivers)?;
+    board.set_phase(Phase::Run);
+    std::thread::sleep(LEAD);
+    let first = Reading::take(&board);
+    let mut last = first;
+    while last.clock - first.clock < spec.duration.as_nanos() as u64 {
+        std::thread::sleep(POLL_EVERY);
+        sender.check()?;
+        last = Reading::take(&board);
+        progress.at((last.clock - first.clock) / 1_000_000, || {
+            format!("{} frames per write", spec.frames_per_write)
+        });
+    }
+    board.set_phase(Phase::Finish);
+    for process in receivers.into_iter().chain([sender]) {
+        process.finish(Duration::from_secs(10))?;
+    }
+    Ok(result(spec, &first, &last))
+}
+
+fn connect(spec: &LimitSpec, board: &Board, sender: &mut Process, receivers: &mut [Process]) -> Result<()> {
+    board.set_phase(Phase::Connect);
+    let deadline = Monotonic.now() + CONNECT_WITHIN.as_nanos() as u64;
+    while board.counter(0, Counter::Connections) < u64::from(spec.connections) {
+        std::thread::sleep(POLL_EVERY);
+        sender.check()?;
+        receivers.iter_mut().try_for_each(Process::check)?;
+        if Monotonic.now() > deadline {
+            let open = board.counter(0, Counter::Connections);
+            bail!("only {open} of {} connections after {CONNECT_WITHIN:?}", spec.connections);
+        }
+    }
+    Ok(())
+}
+
+fn result(spec: &LimitSpec, first: &Reading, last: &Reading) -> LimitResult {
+    let seconds = (last.clock - first.clock) as f64 / SECOND as f64;
+    let sends = (last.sends - first.sends) as f64;
+    let frames = (last.bytes - first.bytes) as f64 / spec.frame_bytes as f64;
+    let received = (frames / f64::from(spec.frames_per_write)).max(1.0);
+    LimitResult {
+        frames_per_write: spec.frames_per_write,
+        frame_bytes: spec.frame_bytes,
+        // What was sent and not received sits in a buffer; only the lesser of the two can go on for ever.
+        sends_per_s: sends.min(received) / seconds,
+        pushes_per_s: frames / seconds,
+        send_ns: (last.sender_cpu - first.sender_cpu) as f64 / sends.max(1.0),
+        receive_ns: (last.receiver_cpu - first.receiver_cpu) as f64 / received,
+    }
+}
+
+fn start(
+    role: &str,
+    config: &impl Serialize,
+    cores: &[usize],
+    folder: &Path,
+    bound: Duration,
+) -> Result<Process> {
+    let path = tempfile::Builder::new().prefix(role).tempfile_in(folder)?.into_temp_path().keep()?;
+    std::fs::write(&path, serde_json::to_vec(config)?)?;
+    let path = path.to_str().context("the temporary folder's name is not UTF-8")?;
+    Process::start(role, &[role, "--config", path], cores, bound)
+}

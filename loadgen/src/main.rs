@@ -1,0 +1,126 @@
+//! The binary: `loadgen demo | run | replay | limit`, and the children it starts from itself.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use loadgen::{
+    args::{ChildArgs, Cli, Command, LimitArgs, Output, RoleCommand, Setting},
+    division::Division,
+    limit::{self, LimitSpec, ends},
+    process,
+    progress::Progress,
+    report::{chart, delays, json, table, verdict::Verdict},
+    roles,
+    run::{self, Outcome, RECV_BUFFERS},
+    source::Source,
+    worker,
+};
+
+const NOT_OK: u8 = 1;
+const USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        // The demo has to end within a minute, so it leaves the bare limit out.
+        Command::Demo(args) => {
+            drive(&Setting { no_limit: true, ..args.setting.clone() }, &args.output, args.source())
+        }
+        Command::Run(args) => drive(&args.setting, &args.output, args.source()),
+        Command::Replay(args) => drive(&args.setting, &args.output, args.source()),
+        Command::Limit(args) => limit(&args),
+        Command::Role { role: RoleCommand::Data(args) } => child(roles::data(&args.config)),
+        Command::Role { role: RoleCommand::Session(args) } => child(roles::session(&args.config)),
+        Command::Worker(args) => child(read(&args).and_then(|config| worker::run(&config))),
+        Command::LimitSender(args) => child(read(&args).and_then(|config| ends::send(&config))),
+        Command::LimitReceiver(args) => child(read(&args).and_then(|config| ends::receive(&config))),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::from(NOT_OK)
+    })
+}
+
+fn child(result: Result<()>) -> Result<ExitCode> {
+    result.map(|()| ExitCode::SUCCESS)
+}
+
+fn read<T: serde::de::DeserializeOwned>(args: &ChildArgs) -> Result<T> {
+    Ok(serde_json::from_slice(&fs::read(&args.config)?)?)
+}
+
+fn drive(setting: &Setting, output: &Output, mut source: Source) -> Result<ExitCode> {
+    if !setting.target.is_empty() {
+        source.set_tag(run::fresh_tag());
+    }
+    // What is wrong with the input is found before anything is started, and is the caller's to mend.
+    let workload = match source.build(0..0) {
+        Ok(workload) => workload,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            return Ok(ExitCode::from(USAGE));
+        }
+    };
+    let progress = Progress::new();
+    let result = run::run(&setting.spec(source), &workload, &progress);
+    progress.finish();
+    let outcome = result?;
+    let verdict = Verdict::of(&outcome);
+    println!("{}", table::of_run(&outcome, &verdict));
+    write(output, &outcome, &verdict)?;
+    Ok(if verdict.is_ok() { ExitCode::SUCCESS } else { ExitCode::from(NOT_OK) })
+}
+
+fn write(output: &Output, outcome: &Outcome, verdict: &Verdict) -> Result<()> {
+    if let Some(path) = &output.json {
+        write_json(path, &json::of_run(outcome, verdict))?;
+    }
+    if let Some(path) = &output.hdr {
+        delays::write(path, outcome)?;
+    }
+    let path = chart_path(output);
+    chart::write(&path, outcome).with_context(|| format!("cannot write {}", path.display()))?;
+    println!("chart: {}", path.display());
+    Ok(())
+}
+
+fn chart_path(output: &Output) -> PathBuf {
+    let beside = output.json.as_ref().map(|json| json.with_extension("svg"));
+    let temporary = || std::env::temp_dir().join(format!("loadgen-{}.svg", std::process::id()));
+    output.chart.clone().or(beside).unwrap_or_else(temporary)
+}
+
+fn write_json(path: &Path, value: &serde_json::Value) -> Result<()> {
+    let text = serde_json::to_string_pretty(value)? + "\n";
+    fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
+}
+
+fn limit(args: &LimitArgs) -> Result<ExitCode> {
+    let division = Division::new(&process::cores(), args.connections, None, args.workers);
+    let folder = tempfile::Builder::new().prefix("loadgen-").tempdir()?;
+    let progress = Progress::new();
+    let frames =
+        if args.frames_per_write.is_empty() { vec![1, limit::MERGED] } else { args.frames_per_write.clone() };
+    let mut results = Vec::new();
+    for frames_per_write in frames {
+        let spec = LimitSpec {
+            connections: args.connections,
+            frame_bytes: args.frame_bytes,
+            frames_per_write,
+            duration: args.duration.into(),
+            recv_buffers: RECV_BUFFERS,
+            send_buffer: roles::client_send_buffer(&[])?,
+        };
+        results.push(limit::measure(&spec, &division, folder.path(), &progress)?);
+    }
+    progress.finish();
+    println!("{}", table::of_limit(&results));
+    if let Some(path) = &args.json {
+        write_json(path, &json::of_limit(&results, args.connections))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}

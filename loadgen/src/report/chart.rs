@@ -1,0 +1,135 @@
+//! The chart: delays by percentile, pushes per second over time.
+
+use std::path::Path;
+
+use anyhow::{Result, anyhow};
+use plotters::{coord::Shift, prelude::*};
+
+use crate::{run::Outcome, samples::Delays};
+
+const SIZE: (u32, u32) = (960, 880);
+/// "Nines" shown at most: 99.9999 %.
+const NINES_MAX: f64 = 6.0;
+const LATENCY: RGBColor = RGBColor(31, 119, 180);
+const SERVICE: RGBColor = RGBColor(255, 127, 14);
+
+type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
+
+/// Writes the chart of a run as SVG.
+pub fn write(path: &Path, outcome: &Outcome) -> Result<()> {
+    let mut svg = String::new();
+    {
+        let root = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
+        root.fill(&WHITE).map_err(failed)?;
+        let (upper, lower) = root.split_vertically(SIZE.1 / 2);
+        percentiles(&upper, &outcome.measured.latency, &outcome.measured.service)?;
+        rate(&lower, &outcome.measured.counts.by_second)?;
+        root.present().map_err(failed)?;
+    }
+    std::fs::write(path, svg)?;
+    Ok(())
+}
+
+/// Delay over the number of nines: 0 is the 0th percentile, 1 the 90th, 2 the 99th.
+fn percentiles(area: &Area<'_>, latency: &Delays, service: &Delays) -> Result<()> {
+    let (latency, service) = (curve(latency), curve(service));
+    let all = || latency.iter().chain(&service).map(|point| point.1);
+    let (low, high) = (all().fold(f64::INFINITY, f64::min).min(1.0), all().fold(1.0, f64::max));
+    let mut chart = ChartBuilder::on(area)
+        .caption("delay from a planned change to a subscriber's list", ("sans-serif", 20))
+        .margin(12)
+        .x_label_area_size(40)
+        .y_label_area_size(70)
+        .build_cartesian_2d(0.0..NINES_MAX, (low * 0.8..high * 1.25).log_scale())
+        .map_err(failed)?;
+    chart
+        .configure_mesh()
+        .x_labels(7)
+        .x_label_formatter(&|nines| percent(*nines))
+        .y_label_formatter(&|ms| format!("{ms:.3}").trim_end_matches('0').trim_end_matches('.').to_owned())
+        .x_desc("percentile")
+        .y_desc("ms")
+        .draw()
+        .map_err(failed)?;
+    for (points, colour, name) in
+        [(latency, LATENCY, "from the intended time"), (service, SERVICE, "from the sending")]
+    {
+        chart
+            .draw_series(LineSeries::new(points, colour.stroke_width(2)))
+            .map_err(failed)?
+            .label(name)
+            .legend(move |(x, y)| PathElement::new([(x, y), (x + 20, y)], colour.stroke_width(2)));
+    }
+    chart
+        .configure_series_labels()
+        .position(SeriesLabelPosition::UpperLeft)
+        .border_style(BLACK)
+        .background_style(WHITE)
+        .draw()
+        .map_err(failed)
+}
+
+fn rate(area: &Area<'_>, by_second: &[u64]) -> Result<()> {
+    let most = by_second.iter().copied().max().unwrap_or(0).max(1) as f64;
+    let mut chart = ChartBuilder::on(area)
+        .caption("pushes per second", ("sans-serif", 20))
+        .margin(12)
+        .x_label_area_size(40)
+        .y_label_area_size(70)
+        .build_cartesian_2d(0.0..by_second.len().max(1) as f64, 0.0..most * 1.1)
+        .map_err(failed)?;
+    chart
+        .configure_mesh()
+        .x_desc("seconds since the window's start")
+        .y_label_formatter(&|rate| format!("{rate:.0}"))
+        .draw()
+        .map_err(failed)?;
+    // Steps, because each number stands for a whole second.
+    let steps = by_second
+        .iter()
+        .enumerate()
+        .flat_map(|(second, &pushes)| [(second as f64, pushes as f64), (second as f64 + 1.0, pushes as f64)]);
+    chart.draw_series(LineSeries::new(steps, LATENCY.stroke_width(2))).map_err(failed)?;
+    Ok(())
+}
+
+/// Points of (nines, milliseconds), as far as there are samples.
+fn curve(delays: &Delays) -> Vec<(f64, f64)> {
+    const STEPS: u32 = 240;
+    let reached = (delays.len().max(1) as f64).log10().min(NINES_MAX);
+    (0..=STEPS)
+        .map(|step| NINES_MAX * f64::from(step) / f64::from(STEPS))
+        .take_while(|&nines| nines <= reached && !delays.is_empty())
+        .map(|nines| (nines, delays.value_at_quantile(1.0 - 10f64.powf(-nines)) as f64 / 1e6))
+        .collect()
+}
+
+fn percent(nines: f64) -> String {
+    let decimals = (nines - 2.0).max(0.0).ceil() as usize;
+    format!("{:.decimals$} %", 100.0 - 100.0 * 10f64.powf(-nines))
+}
+
+fn failed(error: impl std::fmt::Display) -> anyhow::Error {
+    anyhow!("the chart cannot be drawn: {error}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::samples::delays;
+
+    #[test]
+    fn percentiles_are_named_by_their_nines() {
+        assert_eq!([0.0, 1.0, 2.0, 3.0, 5.0].map(percent), ["0 %", "90 %", "99 %", "99.9 %", "99.999 %"]);
+    }
+
+    #[test]
+    fn a_curve_ends_where_its_samples_end() {
+        let mut some = delays();
+        (1..=1000).for_each(|ms| some.record(ms * 1_000_000).unwrap());
+        let curve = curve(&some);
+        let last = curve.last().unwrap();
+        assert!((last.0 - 3.0).abs() < 0.1 && last.1 > 990.0, "{last:?}");
+        assert!(super::curve(&delays()).is_empty());
+    }
+}

@@ -1,0 +1,185 @@
+//! The JSON of a run. Keys may be added, never changed.
+
+use serde_json::{Value, json};
+
+use crate::{
+    limit::{LimitResult, MERGED},
+    report::{machine, verdict::Verdict},
+    run::{Outcome, PerRole},
+    samples::Delays,
+};
+
+/// Everything about a run.
+pub fn of_run(outcome: &Outcome, verdict: &Verdict) -> Value {
+    let mut all = agreed(outcome, verdict);
+    if let (Value::Object(all), Value::Object(more)) = (&mut all, added(outcome, verdict)) {
+        all.extend(more);
+    }
+    all
+}
+
+/// The keys that readers rely on.
+fn agreed(outcome: &Outcome, verdict: &Verdict) -> Value {
+    let (findings, counts) = (&outcome.findings, &outcome.measured.counts);
+    let limit = |frames: u32| outcome.limit.iter().find(|result| result.frames_per_write == frames);
+    json!({
+        "verdict": verdict.word(),
+        "clients": outcome.clients,
+        "connections": outcome.connections,
+        "changes": outcome.changes.0,
+        "change_deliveries": counts.change_deliveries,
+        "pushes": counts.pushes,
+        "pushes_per_min": outcome.pushes_per_min(),
+        "sustained_min": outcome.sustained_min(),
+        "snapshots": counts.snapshots,
+        "socket_writes": outcome.socket_writes,
+        "wire_bytes": counts.wire_bytes,
+        "missing": findings.missing,
+        "extra": findings.extra,
+        "stale": findings.stale,
+        "resurrected": findings.resurrected,
+        "partial": findings.partial,
+        "latency_ms": delays(&outcome.measured.latency),
+        "service_ms": delays(&outcome.measured.service),
+        "cpu_s": per_role(&outcome.cpu_s),
+        "rss_bytes": per_role(&outcome.rss_bytes),
+        "limit_sends_per_s": limit(1).map(|result| result.sends_per_s),
+        "limit_merged_pushes_per_s": limit(MERGED).map(|result| result.pushes_per_s),
+        "warmup_s": outcome.warmup_s,
+        "duration_s": outcome.duration_s(),
+        "command": machine::command(),
+        "commit": machine::commit(),
+        "machine": machine::machine(),
+    })
+}
+
+fn added(outcome: &Outcome, verdict: &Verdict) -> Value {
+    let (findings, counts) = (&outcome.findings, &outcome.measured.counts);
+    let (publishers, services, canaries) = outcome.population;
+    json!({
+        "verdict_reasons": verdict.reasons,
+        "warnings": verdict.warnings,
+        "changes_published": outcome.published,
+        "change_deliveries_planned": outcome.deliveries_planned,
+        "wire_bytes_warmup": counts.wire_bytes_before,
+        "push_bytes": counts.push_bytes,
+        "unresolved": findings.unresolved,
+        "refused": outcome.refused,
+        "lost_connections": outcome.lost,
+        "findings": findings.examples,
+        "errors": outcome.errors,
+        "limit": outcome.limit,
+        "frame_bytes": outcome.frame_bytes,
+        "publishers": publishers,
+        "services": services,
+        "canaries": canaries,
+        "scaling": outcome.notes,
+        "cores": outcome.division,
+        "stolen": outcome.stolen,
+    })
+}
+
+/// The bare limit alone.
+pub fn of_limit(results: &[LimitResult], connections: u32) -> Value {
+    let find = |frames: u32| results.iter().find(|result| result.frames_per_write == frames);
+    json!({
+        "connections": connections,
+        "limit_sends_per_s": find(1).map(|result| result.sends_per_s),
+        "limit_merged_pushes_per_s": results.iter().filter(|result| result.frames_per_write > 1).map(|result| result.pushes_per_s).next_back(),
+        "limit": results,
+        "command": machine::command(),
+        "commit": machine::commit(),
+        "machine": machine::machine(),
+    })
+}
+
+fn delays(delays: &Delays) -> Value {
+    let at = |quantile: f64| delays.value_at_quantile(quantile) as f64 / 1e6;
+    json!({ "p50": at(0.5), "p90": at(0.9), "p99": at(0.99), "p999": at(0.999), "max": delays.max() as f64 / 1e6 })
+}
+
+fn per_role<T: Copy + serde::Serialize + Default>(values: &PerRole<T>) -> Value {
+    json!({ "data": values.data, "session": values.session, "meta": Value::Null, "loadgen": values.loadgen })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{division::Division, samples::Measured, verify::truth::Findings};
+
+    const KEYS: &str = "verdict, clients, connections, changes, change_deliveries, pushes, pushes_per_min, sustained_min, \
+        snapshots, socket_writes, wire_bytes, missing, extra, stale, resurrected, partial, latency_ms, service_ms, cpu_s, \
+        rss_bytes, limit_sends_per_s, limit_merged_pushes_per_s, warmup_s, duration_s, command, commit, machine";
+
+    fn outcome() -> Outcome {
+        let mut measured = Measured::default();
+        measured.counts.pushes = 600;
+        measured.latency.record_n(2_000_000, 600).unwrap();
+        Outcome {
+            clients: 10,
+            connections: 10,
+            changes: (6, 8),
+            published: 8,
+            deliveries_planned: 600,
+            refused: 0,
+            lost: 0,
+            measured,
+            findings: Findings::default(),
+            errors: Vec::new(),
+            stalls: Vec::new(),
+            socket_writes: None,
+            cpu_s: PerRole::default(),
+            rss_bytes: PerRole::default(),
+            limit: Vec::new(),
+            stolen: 0.0,
+            warmup_s: 1.0,
+            window_s: 10.0,
+            frame_bytes: 240,
+            population: (1, 1, 0),
+            planned_min: 0.0,
+            notes: Vec::new(),
+            division: Division::new(&[0, 1], 10, None, None),
+            window_began: std::time::SystemTime::now(),
+        }
+    }
+
+    #[test]
+    fn every_agreed_key_is_there() {
+        let outcome = outcome();
+        let json = of_run(&outcome, &Verdict::of(&outcome));
+        for key in KEYS.split(", ").map(str::trim) {
+            assert!(json.get(key).is_some(), "{key}");
+        }
+        for key in ["p50", "p90", "p99", "p999", "max"] {
+            assert!(json["latency_ms"][key].is_number() && json["service_ms"].get(key).is_some());
+        }
+        for key in ["data", "session", "meta", "loadgen"] {
+            assert!(json["cpu_s"].get(key).is_some() && json["rss_bytes"].get(key).is_some());
+        }
+        assert_eq!((json["verdict"].as_str(), json["pushes_per_min"].as_f64()), (Some("ok"), Some(3600.0)));
+        let text = json.to_string();
+        assert!(!text.contains("/home/") && !text.contains("/tmp/"));
+    }
+
+    #[test]
+    fn anything_wrong_makes_the_verdict_fail() {
+        let spoil: [fn(&mut Outcome); 10] = [
+            |outcome| outcome.findings.missing = 1,
+            |outcome| outcome.findings.extra = 1,
+            |outcome| outcome.findings.stale = 1,
+            |outcome| outcome.findings.resurrected = 1,
+            |outcome| outcome.findings.partial = 1,
+            |outcome| outcome.findings.unresolved = 1,
+            |outcome| outcome.connections = 9,
+            |outcome| outcome.published = 7,
+            |outcome| outcome.measured.counts.pushes = 0,
+            |outcome| outcome.deliveries_planned = 601,
+        ];
+        assert!(Verdict::of(&outcome()).is_ok());
+        for (index, spoil) in spoil.iter().enumerate() {
+            let mut outcome = outcome();
+            spoil(&mut outcome);
+            assert!(!Verdict::of(&outcome).is_ok(), "spoilt {index}");
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! The table at the end.
+
+use comfy_table::{CellAlignment, Table, presets::UTF8_FULL_CONDENSED};
+
+use crate::{limit::LimitResult, report::verdict::Verdict, run::Outcome, samples::Delays};
+
+/// Everything worth reading about a run.
+pub fn of_run(outcome: &Outcome, verdict: &Verdict) -> String {
+    let (findings, counts) = (&outcome.findings, &outcome.measured.counts);
+    let mut rows: Vec<(&str, String)> = vec![
+        ("verdict", verdict.word().into()),
+        (
+            "clients / connections",
+            format!("{} / {}", count(outcome.clients.into()), count(outcome.connections)),
+        ),
+        ("services / publishers / canaries", {
+            let (publishers, services, canaries) = outcome.population;
+            format!("{} / {} / {}", count(services as u64), count(publishers as u64), count(canaries.into()))
+        }),
+        ("changes in the window", count(outcome.changes.0)),
+        (
+            "deliveries covered / planned",
+            format!("{} / {}", count(counts.change_deliveries), count(outcome.deliveries_planned)),
+        ),
+        ("pushes", count(counts.pushes)),
+        ("pushes per minute / worst 5 s", {
+            format!("{} / {}", count(outcome.pushes_per_min() as u64), count(outcome.sustained_min() as u64))
+        }),
+        ("snapshots", count(counts.snapshots)),
+        (
+            "missing / extra / stale",
+            format!("{} / {} / {}", findings.missing, findings.extra, findings.stale),
+        ),
+        ("resurrected / partial / unresolved", {
+            format!("{} / {} / {}", findings.resurrected, findings.partial, findings.unresolved)
+        }),
+        ("latency ms p50 / p99 / p999 / max", delays(&outcome.measured.latency)),
+        ("service ms p50 / p99 / p999 / max", delays(&outcome.measured.service)),
+        ("bytes received / per push", {
+            format!("{} / {}", count(counts.wire_bytes), counts.push_bytes / counts.pushes.max(1))
+        }),
+        ("socket writes", outcome.socket_writes.map_or("not told".into(), count)),
+        ("CPU s data / session / loadgen", {
+            let told = |value: Option<f64>| value.map_or("-".into(), |value| format!("{value:.2}"));
+            let cpu = &outcome.cpu_s;
+            format!("{} / {} / {:.2}", told(cpu.data), told(cpu.session), cpu.loadgen)
+        }),
+        ("resident MiB data / session / loadgen", {
+            let mib = |value: u64| (value >> 20).to_string();
+            let told = |value: Option<u64>| value.map_or("-".into(), mib);
+            let rss = &outcome.rss_bytes;
+            format!("{} / {} / {}", told(rss.data), told(rss.session), mib(rss.loadgen))
+        }),
+        ("cores session / data / workers", {
+            let division = &outcome.division;
+            format!("{:?} / {:?} / {:?}", division.session, division.data, division.workers)
+        }),
+        ("warm-up s / window s", format!("{:.1} / {:.1}", outcome.warmup_s, outcome.duration_s())),
+    ];
+    for result in &outcome.limit {
+        let name =
+            if result.frames_per_write == 1 { "bare limit, sends/s" } else { "bare limit merged, pushes/s" };
+        let value = if result.frames_per_write == 1 { result.sends_per_s } else { result.pushes_per_s };
+        rows.push((name, count(value as u64)));
+    }
+    let told = |label: &'static str, texts: &[String]| {
+        texts.iter().map(move |text| (label, text.clone())).collect::<Vec<_>>()
+    };
+    rows.extend(told("scaling", &outcome.notes));
+    rows.extend(told("warning", &verdict.warnings));
+    rows.extend(told("finding", &findings.examples));
+    rows.extend(told("error", &outcome.errors));
+    rows.extend(told("not ok because", &verdict.reasons));
+    table(rows)
+}
+
+/// The bare limit.
+pub fn of_limit(results: &[LimitResult]) -> String {
+    let mut table = Table::new();
+    table.load_style(UTF8_FULL_CONDENSED);
+    table.set_header([
+        "frames per write",
+        "frame bytes",
+        "sends/s",
+        "pushes/s",
+        "ns per send",
+        "ns per receive",
+    ]);
+    for result in results {
+        table.add_row([
+            result.frames_per_write.to_string(),
+            result.frame_bytes.to_string(),
+            count(result.sends_per_s as u64),
+            count(result.pushes_per_s as u64),
+            format!("{:.0}", result.send_ns),
+            format!("{:.0}", result.receive_ns),
+        ]);
+    }
+    table.to_string()
+}
+
+fn table(rows: Vec<(&str, String)>) -> String {
+    let mut table = Table::new();
+    table.load_style(UTF8_FULL_CONDENSED);
+    for (name, value) in rows {
+        table.add_row([name.to_owned(), value]);
+    }
+    if let Some(column) = table.column_mut(0) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    table.to_string()
+}
+
+fn delays(delays: &Delays) -> String {
+    let at = |quantile: f64| format!("{:.2}", delays.value_at_quantile(quantile) as f64 / 1e6);
+    format!("{} / {} / {} / {:.2}", at(0.5), at(0.99), at(0.999), delays.max() as f64 / 1e6)
+}
+
+/// A number with its thousands set apart.
+fn count(value: u64) -> String {
+    let digits = value.to_string();
+    let mut out = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn thousands_are_set_apart() {
+        assert_eq!([0, 999, 1_000, 1_234_567].map(super::count), ["0", "999", "1,000", "1,234,567"]);
+    }
+}

@@ -1,0 +1,162 @@
+//! The embedded cluster: a data node and a session as child processes, so that processor time and memory are told per role.
+
+use std::{
+    fs,
+    io::{Read, Write},
+    net::{SocketAddr, TcpStream},
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+use slotcast_net::{
+    config::Config,
+    process::{DataProcess, SessionProcess, wait_for_end},
+};
+
+use crate::{division::Division, process::Process};
+
+const READY_WITHIN: Duration = Duration::from_secs(20);
+const HTTP_TIMEOUT: Duration = Duration::from_secs(5);
+/// The session's counter of socket writes to clients, as `/metrics` names it.
+const WRITES_METRIC: &str = "slotcast_session_client_writes_total";
+
+/// What the embedded cluster is told.
+#[derive(Clone, Debug, Default)]
+pub struct ClusterSpec {
+    /// Clients it has to hold.
+    pub clients: u32,
+    /// Settings over the defaults, as `section.key=value`.
+    pub settings: Vec<String>,
+}
+
+/// A running cluster of our own.
+pub struct Cluster {
+    /// The data node.
+    pub data: Process,
+    /// The session.
+    pub session: Process,
+    /// Where clients connect.
+    pub clients: SocketAddr,
+    session_http: SocketAddr,
+}
+
+impl Cluster {
+    /// Starts data node and session and waits until both are ready. Configuration files go to `folder`.
+    pub fn start(spec: &ClusterSpec, division: &Division, folder: &Path, limit: Duration) -> Result<Self> {
+        let mut config = Config::load(None, &spec.settings)?;
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        config.nodes[0].addr = any;
+        (config.data.http, config.session.http, config.session.listen) = (any, any, any);
+        config.data.cpu = division.data.first().copied();
+        config.session.cpu = division.session.first().copied();
+        config.session.cores = division.session.len();
+        config.session.clients_max = spec.clients as usize + 1_000;
+        let (mut data, line) = start("data", &config, &division.data, folder, limit)?;
+        let shards = between(&line, "shards [", "]").context("no shards told")?;
+        config.nodes[0].addr = shards.split(',').next().unwrap_or_default().trim().parse()?;
+        let data_http = address(&line, "http ")?;
+        let (mut session, line) = start("session", &config, &division.session, folder, limit)?;
+        let (clients, session_http) = (address(&line, "clients ")?, address(&line, "http ")?);
+        wait_ready(&mut data, data_http)?;
+        wait_ready(&mut session, session_http)?;
+        Ok(Self { data, session, clients, session_http })
+    }
+
+    /// Socket writes to clients so far, if the session tells.
+    pub fn socket_writes(&self) -> Option<u64> {
+        let text = get(self.session_http, "/metrics").ok()?.1;
+        let lines = text.lines().filter(|line| line.starts_with(WRITES_METRIC));
+        let values: Vec<f64> = lines.filter_map(|line| line.rsplit(' ').next()?.parse().ok()).collect();
+        (!values.is_empty()).then(|| values.iter().sum::<f64>() as u64)
+    }
+}
+
+/// `SO_SNDBUF` of client sockets under these settings, so that the bare limit is measured with the same.
+pub fn client_send_buffer(settings: &[String]) -> Result<u32> {
+    Ok(Config::load(None, settings)?.session.client_send_buffer)
+}
+
+/// Runs the data role of a configuration file until the process is asked to end.
+pub fn data(config: &Path) -> Result<()> {
+    let data = DataProcess::start(&Config::load(Some(config), &[])?)?;
+    println!("ready: shards {:?}, http {}", data.server.addrs, data.admin.addr);
+    wait_for_end(|| data.server.is_finished())?;
+    data.server.stop()
+}
+
+/// Runs the session role of a configuration file until the process is asked to end.
+pub fn session(config: &Path) -> Result<()> {
+    let session = SessionProcess::start(&Config::load(Some(config), &[])?, None)?;
+    println!("ready: clients {}, http {}", session.server.addr, session.admin.addr);
+    wait_for_end(|| session.server.is_finished())?;
+    session.server.stop()
+}
+
+fn start(
+    role: &str,
+    config: &Config,
+    cores: &[usize],
+    folder: &Path,
+    limit: Duration,
+) -> Result<(Process, String)> {
+    let path = folder.join(format!("{role}.toml"));
+    fs::write(&path, toml::to_string(config)?)?;
+    let path = path.to_str().context("the temporary folder's name is not UTF-8")?;
+    let mut process = Process::start(role, &["role", role, "--config", path], cores, limit)?;
+    let line = process.first_line()?;
+    Ok((process, line))
+}
+
+fn wait_ready(process: &mut Process, http: SocketAddr) -> Result<()> {
+    let deadline = Instant::now() + READY_WITHIN;
+    loop {
+        process.check()?;
+        let reason = match get(http, "/readyz") {
+            Ok((200, _)) => return Ok(()),
+            Ok((_, reason)) => reason.trim().to_owned(),
+            Err(error) => error.to_string(),
+        };
+        if Instant::now() >= deadline {
+            bail!("{} is not ready after {READY_WITHIN:?}: {reason}", process.name);
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// A plain GET: status and body.
+fn get(addr: SocketAddr, path: &str) -> Result<(u16, String)> {
+    let mut stream = TcpStream::connect_timeout(&addr, HTTP_TIMEOUT)?;
+    stream.set_read_timeout(Some(HTTP_TIMEOUT))?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: {addr}\r\nConnection: close\r\n\r\n")?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text)?;
+    let status =
+        text.split_whitespace().nth(1).and_then(|status| status.parse().ok()).context("no status line")?;
+    let body = text.split_once("\r\n\r\n").map_or("", |(_, body)| body);
+    Ok((status, body.into()))
+}
+
+fn address(line: &str, label: &str) -> Result<SocketAddr> {
+    let text = line.split_once(label).map(|(_, rest)| rest.split([',', ' ']).next().unwrap_or(rest));
+    text.and_then(|text| text.parse().ok())
+        .with_context(|| format!("no address behind {label:?} in {line:?}"))
+}
+
+fn between<'t>(text: &'t str, start: &str, end: &str) -> Option<&'t str> {
+    text.split_once(start)?.1.split_once(end).map(|(inside, _)| inside)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ready_lines_are_understood() {
+        let line = "ready: shards [127.0.0.1:4001], http 127.0.0.1:4002";
+        assert_eq!(between(line, "shards [", "]"), Some("127.0.0.1:4001"));
+        assert_eq!(address(line, "http ").unwrap().port(), 4002);
+        assert_eq!(address("ready: clients 127.0.0.1:1, http 127.0.0.1:2", "clients ").unwrap().port(), 1);
+        assert!(address(line, "clients ").is_err());
+    }
+}

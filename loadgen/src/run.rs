@@ -1,0 +1,412 @@
+//! One run from start to end: cluster, workers, phases, readings, results.
+
+use std::{
+    net::SocketAddr,
+    path::Path,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::{Context, Result};
+use slotcast_engine::record::Encoder;
+
+use crate::{
+    board::{Board, Counter, Phase},
+    clock::{Clock, MILLISECOND, Monotonic, SECOND},
+    division::Division,
+    limit::{self, LimitResult, LimitSpec},
+    process::{self, Process},
+    progress::Progress,
+    roles::{Cluster, ClusterSpec},
+    samples::Measured,
+    source::Source,
+    verify::truth::Findings,
+    worker::{self, WorkerConfig},
+    workload::Workload,
+};
+
+/// Receive buffers of each worker's ring.
+pub const RECV_BUFFERS: u16 = 1024;
+/// Bytes of a diff frame before its record.
+const DIFF_OVERHEAD_BYTES: usize = 48;
+const POLL_EVERY: Duration = Duration::from_millis(20);
+/// A phase in which nothing moves for this long is given up.
+const STALLED_AFTER: u64 = 30 * SECOND;
+/// The changes start this long after they are announced.
+const START_LEAD: u64 = 100 * MILLISECOND;
+const FINISH_WITHIN: Duration = Duration::from_secs(120);
+/// Beyond what a run plans, for connecting, snapshots and checks.
+const SLACK: Duration = Duration::from_secs(600);
+
+/// What to run.
+#[derive(Clone, Debug)]
+pub struct RunSpec {
+    /// The workload.
+    pub source: Source,
+    /// Sessions to connect to; none: a cluster of our own.
+    pub targets: Vec<SocketAddr>,
+    /// Settings of that cluster, as `section.key=value`.
+    pub settings: Vec<String>,
+    /// Cores of its session.
+    pub session_cores: Option<usize>,
+    /// Worker processes.
+    pub workers: Option<usize>,
+    /// Connections dropped and reopened per second.
+    pub reconnects_per_sec: f64,
+    /// How long each bare measurement takes; none: not measured.
+    pub limit: Option<Duration>,
+    /// Longest wait for what is on its way at the end.
+    pub drain: Duration,
+}
+
+/// One number per role; what does not run here is unknown.
+#[derive(Clone, Copy, Default, PartialEq, Debug)]
+pub struct PerRole<T> {
+    /// Data node.
+    pub data: Option<T>,
+    /// Session.
+    pub session: Option<T>,
+    /// This program, all processes.
+    pub loadgen: T,
+}
+
+/// What a run came to.
+pub struct Outcome {
+    /// Clients planned.
+    pub clients: u32,
+    /// Connections open at both ends of the window.
+    pub connections: u64,
+    /// Planned changes, in the window and in all.
+    pub changes: (u64, u64),
+    /// Planned changes acknowledged, of all.
+    pub published: u64,
+    /// Planned (change, subscriber) pairs of the window.
+    pub deliveries_planned: u64,
+    /// Writes and subscriptions refused.
+    pub refused: u64,
+    /// Connections lost.
+    pub lost: u64,
+    /// What was measured.
+    pub measured: Measured,
+    /// What the oracle found.
+    pub findings: Findings,
+    /// What went wrong, in words.
+    pub errors: Vec<String>,
+    /// Phases that did not come to their end.
+    pub stalls: Vec<String>,
+    /// Socket writes of the session inside the window.
+    pub socket_writes: Option<u64>,
+    /// Processor seconds inside the window.
+    pub cpu_s: PerRole<f64>,
+    /// Resident bytes at the window's end.
+    pub rss_bytes: PerRole<u64>,
+    /// The bare limit, one frame per write and merged.
+    pub limit: Vec<LimitResult>,
+    /// Time stolen by the host during the whole, as a part of all processor time.
+    pub stolen: f64,
+    /// Seconds from the first connection to the window.
+    pub warmup_s: f64,
+    /// Length of the window as planned.
+    pub window_s: f64,
+    /// Bytes of a diff frame with one record.
+    pub frame_bytes: usize,
+    /// Publishers, services, canaries.
+    pub population: (usize, usize, u32),
+    /// Pushes per minute of the worst 5 s slice if every push were there at once.
+    pub planned_min: f64,
+    /// Scaling and the like.
+    pub notes: Vec<String>,
+    /// Who ran where.
+    pub division: Division,
+    /// When the window began, for the log of delays.
+    pub window_began: SystemTime,
+}
+
+/// Processor time, memory and connections at one moment.
+#[derive(Clone, Default)]
+struct Reading {
+    cpu_s: PerRole<f64>,
+    rss: PerRole<u64>,
+    connections: u64,
+    socket_writes: Option<u64>,
+}
+
+struct Run<'r> {
+    spec: &'r RunSpec,
+    workload: &'r Workload,
+    board: Board,
+    cluster: Option<Cluster>,
+    workers: Vec<Process>,
+    progress: &'r Progress,
+    stalls: Vec<String>,
+}
+
+/// Runs `spec`; `workload` is what its source derives, without subscriptions.
+pub fn run(spec: &RunSpec, workload: &Workload, progress: &Progress) -> Result<Outcome> {
+    let folder = tempfile::Builder::new().prefix("loadgen-").tempdir()?;
+    let clients = workload.clients();
+    let division = Division::new(&process::cores(), clients, spec.session_cores, spec.workers);
+    let frame_bytes = frame_bytes(workload)?;
+    let stolen = process::stolen();
+    let limit = measure_limit(spec, workload, &division, frame_bytes, folder.path(), progress)?;
+    let planned = Duration::from_nanos(workload.window().end) + spec.drain + SLACK;
+    let cluster = if spec.targets.is_empty() {
+        let cluster = ClusterSpec { clients, settings: spec.settings.clone() };
+        Some(Cluster::start(&cluster, &division, folder.path(), planned)?)
+    } else {
+        None
+    };
+    let targets = cluster.as_ref().map_or_else(|| spec.targets.clone(), |cluster| vec![cluster.clients]);
+    let path = folder.path().join("board");
+    let board = Board::create(&path, division.workers.len(), workload.ops().len())?;
+    let mut outputs = Vec::new();
+    let mut workers = Vec::new();
+    for (index, (first_client, count)) in division.parts(clients).into_iter().enumerate() {
+        let output = folder.path().join(format!("worker-{index}.json"));
+        let config = WorkerConfig {
+            index,
+            first_client,
+            clients: count,
+            source: spec.source.clone(),
+            reconnects_per_sec: spec.reconnects_per_sec,
+            targets: targets.clone(),
+            board: path.clone(),
+            output: output.clone(),
+            recv_buffers: RECV_BUFFERS,
+        };
+        workers.push(start_worker(&config, &division.workers[index..=index], folder.path(), planned)?);
+        outputs.push(output);
+    }
+    let run = Run { spec, workload, board, cluster, workers, progress, stalls: Vec::new() };
+    let mut outcome = run.through(&outputs, division)?;
+    outcome.limit = limit;
+    outcome.frame_bytes = frame_bytes;
+    outcome.stolen = process::stolen_since(stolen);
+    Ok(outcome)
+}
+
+impl Run<'_> {
+    fn through(mut self, outputs: &[std::path::PathBuf], division: Division) -> Result<Outcome> {
+        let began = Monotonic.now();
+        self.set_up()?;
+        let (mut first, mut last) = (Reading::default(), Reading::default());
+        let (mut warmup_s, mut window_began) = (0.0, SystemTime::now());
+        if self.stalls.is_empty() {
+            self.board.set_start(Monotonic.now() + START_LEAD);
+            self.board.set_phase(Phase::Run);
+            let window = self.workload.window();
+            let start = self.board.start();
+            self.until("warming up", start, start + window.start)?;
+            first = self.reading();
+            warmup_s = (start + window.start).saturating_sub(began) as f64 / SECOND as f64;
+            window_began = SystemTime::now();
+            self.until("running", start + window.start, start + window.end)?;
+            last = self.reading();
+            self.drain()?;
+        }
+        self.progress.phase("checking", 1);
+        self.board.set_phase(Phase::Finish);
+        let board = &self.board;
+        for worker in std::mem::take(&mut self.workers) {
+            worker.finish(FINISH_WITHIN)?;
+        }
+        let (mut measured, mut findings, mut errors) = (Measured::default(), Findings::default(), Vec::new());
+        for output in outputs {
+            measured.add(Measured::load(output)?)?;
+            let remarks = worker::remarks(output)?;
+            findings.add(remarks.findings);
+            errors.extend(remarks.errors);
+        }
+        let workload = self.workload;
+        let in_window = workload.planned().filter(|&op| workload.in_window(op as u32)).count() as u64;
+        let window = workload.window();
+        Ok(Outcome {
+            clients: workload.clients(),
+            connections: first.connections.min(last.connections),
+            changes: (in_window, workload.planned().len() as u64),
+            published: board.total(Counter::Acknowledged),
+            deliveries_planned: workload.deliveries(),
+            refused: board.total(Counter::Refused),
+            lost: board.total(Counter::Lost),
+            measured,
+            findings,
+            errors,
+            stalls: self.stalls,
+            socket_writes: last
+                .socket_writes
+                .zip(first.socket_writes)
+                .map(|(last, first)| last.saturating_sub(first)),
+            cpu_s: last.cpu_s.since(&first.cpu_s),
+            rss_bytes: last.rss,
+            limit: Vec::new(),
+            stolen: 0.0,
+            warmup_s,
+            window_s: (window.end - window.start) as f64 / SECOND as f64,
+            frame_bytes: 0,
+            population: (workload.publishers().len(), workload.services().len(), workload.canaries()),
+            planned_min: planned_min(workload),
+            notes: workload.notes().to_vec(),
+            division,
+            window_began,
+        })
+    }
+
+    /// Connections, what is there from the start, first snapshots.
+    fn set_up(&mut self) -> Result<()> {
+        let clients = u64::from(self.workload.clients());
+        let subscriptions: u64 = self.workload.subscribers().iter().map(|&count| u64::from(count)).sum();
+        let parts = [
+            (Phase::Connect, "connecting", Counter::Connections, clients),
+            (Phase::Publish, "publishing", Counter::Staged, self.workload.staged().len() as u64),
+            (Phase::Subscribe, "subscribing", Counter::Answered, subscriptions),
+        ];
+        for (phase, name, counter, target) in parts {
+            self.progress.phase(name, target);
+            self.board.set_phase(phase);
+            let (mut moved, mut at) = (Monotonic.now(), 0);
+            while self.board.total(counter) < target {
+                self.breathe()?;
+                let now = self.board.total(counter);
+                self.progress.at(now, || format!("{now} of {target}"));
+                if now != at {
+                    (moved, at) = (Monotonic.now(), now);
+                } else if Monotonic.now() - moved > STALLED_AFTER {
+                    self.stalls.push(format!("{name} stopped at {now} of {target}"));
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for a moment of the clock.
+    fn until(&mut self, name: &str, from: u64, to: u64) -> Result<()> {
+        self.progress.phase(name, (to - from) / MILLISECOND);
+        loop {
+            let now = Monotonic.now();
+            if now >= to {
+                return Ok(());
+            }
+            let (sent, pushes) = (self.board.total(Counter::Sent), self.board.total(Counter::Pushes));
+            self.progress
+                .at(now.saturating_sub(from) / MILLISECOND, || format!("{sent} changes, {pushes} pushes"));
+            self.breathe()?;
+        }
+    }
+
+    /// Waits until every planned change is acknowledged and every pair resolved, or until patience ends.
+    fn drain(&mut self) -> Result<()> {
+        self.board.set_phase(Phase::Drain);
+        let planned = self.workload.planned().len() as u64;
+        let deadline = Monotonic.now() + self.spec.drain.as_nanos() as u64;
+        self.progress.phase("draining", self.spec.drain.as_millis() as u64);
+        loop {
+            let looked = self.board.total(Counter::Looked) == self.board.workers() as u64;
+            let open = self.board.total(Counter::Unresolved);
+            let unacknowledged = planned.saturating_sub(self.board.total(Counter::Acknowledged));
+            let now = Monotonic.now();
+            if (looked && open == 0 && unacknowledged == 0) || now >= deadline {
+                return Ok(());
+            }
+            let gone = self.spec.drain.as_millis() as u64 - (deadline - now) / MILLISECOND;
+            self.progress.at(gone, || format!("{open} pairs, {unacknowledged} changes open"));
+            self.breathe()?;
+        }
+    }
+
+    fn breathe(&mut self) -> Result<()> {
+        std::thread::sleep(POLL_EVERY);
+        self.workers.iter_mut().try_for_each(Process::check)?;
+        if let Some(cluster) = &mut self.cluster {
+            cluster.data.check()?;
+            cluster.session.check()?;
+        }
+        Ok(())
+    }
+
+    fn reading(&self) -> Reading {
+        let own = std::process::id();
+        let (data, session) = self.cluster.as_ref().map(|cluster| (&cluster.data, &cluster.session)).unzip();
+        Reading {
+            cpu_s: PerRole {
+                data: data.map(Process::cpu_seconds),
+                session: session.map(Process::cpu_seconds),
+                loadgen: process::cpu_seconds(own)
+                    + self.workers.iter().map(Process::cpu_seconds).sum::<f64>(),
+            },
+            rss: PerRole {
+                data: data.map(Process::rss_bytes),
+                session: session.map(Process::rss_bytes),
+                loadgen: process::rss_bytes(own) + self.workers.iter().map(Process::rss_bytes).sum::<u64>(),
+            },
+            connections: self.board.total(Counter::Connections),
+            socket_writes: self.cluster.as_ref().and_then(Cluster::socket_writes),
+        }
+    }
+}
+
+impl PerRole<f64> {
+    fn since(&self, earlier: &Self) -> Self {
+        let less = |now: Option<f64>, then: Option<f64>| now.zip(then).map(|(now, then)| now - then);
+        Self {
+            data: less(self.data, earlier.data),
+            session: less(self.session, earlier.session),
+            loadgen: self.loadgen - earlier.loadgen,
+        }
+    }
+}
+
+/// A number for the names of this run, so that it does not meet what an earlier one left in the same cluster.
+pub fn fresh_tag() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |since| since.as_millis() as u64)
+}
+
+fn start_worker(config: &WorkerConfig, cores: &[usize], folder: &Path, limit: Duration) -> Result<Process> {
+    let path = folder.join(format!("worker-{}.config", config.index));
+    std::fs::write(&path, serde_json::to_vec(config)?)?;
+    let path = path.to_str().context("the temporary folder's name is not UTF-8")?;
+    Process::start(&format!("worker {}", config.index), &["worker", "--config", path], cores, limit)
+}
+
+fn measure_limit(
+    spec: &RunSpec,
+    workload: &Workload,
+    division: &Division,
+    frame_bytes: usize,
+    folder: &Path,
+    progress: &Progress,
+) -> Result<Vec<LimitResult>> {
+    let Some(duration) = spec.limit else { return Ok(Vec::new()) };
+    [1, limit::MERGED]
+        .into_iter()
+        .map(|frames_per_write| {
+            let spec = LimitSpec {
+                connections: workload.clients(),
+                frame_bytes,
+                frames_per_write,
+                duration,
+                recv_buffers: RECV_BUFFERS,
+                send_buffer: crate::roles::client_send_buffer(&spec.settings)?,
+            };
+            limit::measure(&spec, division, folder, progress)
+        })
+        .collect()
+}
+
+/// Bytes of a diff frame that carries one record of this workload.
+fn frame_bytes(workload: &Workload) -> Result<usize> {
+    let mut encoder = Encoder::default();
+    Ok(DIFF_OVERHEAD_BYTES + workload.encode(&mut encoder, 0, 1)?.len())
+}
+
+/// What [`crate::samples::Counts::sustained_min`] would be if every push arrived the moment its change is intended.
+fn planned_min(workload: &Workload) -> f64 {
+    let window = workload.window();
+    let mut counts = crate::samples::Counts::default();
+    let seconds = ((window.end - window.start) / SECOND) as usize;
+    counts.by_second = vec![0; seconds + 1];
+    for op in workload.planned().filter(|&op| workload.in_window(op as u32)) {
+        let second = (workload.ops()[op].at - window.start) / SECOND;
+        counts.by_second[second as usize] += u64::from(workload.subscribers_of_op(op));
+    }
+    counts.sustained_min(seconds)
+}

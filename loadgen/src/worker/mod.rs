@@ -1,0 +1,110 @@
+//! A worker: one process, one thread, some thousands of clients on a bare socket ring.
+
+pub mod stream;
+
+pub mod speech;
+
+pub mod client;
+
+pub mod plan;
+
+pub mod core;
+
+use std::{
+    fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+use slotcast_net::io::ring::{RingConfig, RingSockets, Sockets};
+
+use crate::{
+    board::{Board, Phase},
+    clock::{Clock, Monotonic},
+    source::Source,
+    verify::truth::Findings,
+    worker::{core::Core, plan::Plan},
+};
+
+/// Longest sleep, so that a new phase is noticed.
+const WAIT_MAX: Duration = Duration::from_millis(10);
+
+/// What a worker is told.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct WorkerConfig {
+    /// Its row on the board.
+    pub index: usize,
+    /// First of its clients.
+    pub first_client: u32,
+    /// How many clients.
+    pub clients: u32,
+    /// What to derive the workload from.
+    pub source: Source,
+    /// Connections that are dropped and come back, per second over all clients.
+    pub reconnects_per_sec: f64,
+    /// Sessions to connect to.
+    pub targets: Vec<SocketAddr>,
+    /// The board.
+    pub board: PathBuf,
+    /// Where to leave the results.
+    pub output: PathBuf,
+    /// The same socket settings as for the bare limit.
+    pub recv_buffers: u16,
+}
+
+/// What a worker leaves behind besides its measurements.
+#[derive(Clone, Default, Debug, Serialize, Deserialize)]
+pub struct Remarks {
+    /// What its oracle found.
+    pub findings: Findings,
+    /// What went wrong, in words.
+    pub errors: Vec<String>,
+}
+
+/// The ring settings of everything that receives.
+pub fn ring_config(clients: u32, recv_buffers: u16) -> RingConfig {
+    RingConfig { sockets_max: clients.max(1) as usize, recv_buffers, ..RingConfig::default() }
+}
+
+/// Runs a worker to its end.
+pub fn run(config: &WorkerConfig) -> Result<()> {
+    let clients = config.first_client..config.first_client + config.clients;
+    let workload = config.source.build(clients.clone())?;
+    let board = Board::open(&config.board).context("cannot open the board")?;
+    let mut sockets = RingSockets::new(ring_config(config.clients, config.recv_buffers))?;
+    let plan = Plan::new(&workload, clients, config.reconnects_per_sec, config.source.seed());
+    let mut core = Core::new(&workload, &board, config.index, config.targets.clone(), plan)?;
+    let clock = Monotonic;
+    while board.phase() < Phase::Finish {
+        turn(&mut core, &mut sockets, &clock)?;
+    }
+    let (measured, findings, errors) = core.finish();
+    measured.save(&config.output)?;
+    fs::write(remarks_beside(&config.output), serde_json::to_vec(&Remarks { findings, errors })?)?;
+    Ok(())
+}
+
+/// One turn: take what has arrived, do what is due, send, and sleep if there was nothing to do.
+pub fn turn(core: &mut Core<'_>, sockets: &mut impl Sockets, clock: &impl Clock) -> Result<()> {
+    let events = sockets.poll(&mut |event| core.handle(event, clock))?;
+    core.settle(clock.now());
+    let next = core.act(sockets, clock.now())?;
+    sockets.flush()?;
+    let now = clock.now();
+    if events == 0 && !core.is_busy() && next > now {
+        sockets.wait(Duration::from_nanos(next - now).min(WAIT_MAX))?;
+    }
+    Ok(())
+}
+
+/// Reads what a worker left behind.
+pub fn remarks(output: &Path) -> Result<Remarks> {
+    Ok(serde_json::from_slice(&fs::read(remarks_beside(output))?)?)
+}
+
+fn remarks_beside(output: &Path) -> PathBuf {
+    output.with_extension("remarks")
+}

@@ -1,0 +1,165 @@
+//! The configuration: what cannot work is refused with a word on what and where, and what is printed loads again.
+
+use std::{path::PathBuf, process::Command};
+
+use slotcast_net::config::Config;
+
+/// What is said about settings that have to be refused.
+fn refusal(settings: &[&str]) -> String {
+    let settings: Vec<String> = settings.iter().map(|setting| setting.to_string()).collect();
+    match Config::load(None, &settings).and_then(|config| config.data_options().map(|_| config)) {
+        Ok(_) => panic!("{settings:?} was taken"),
+        Err(error) => format!("{error:#}"),
+    }
+}
+
+fn assert_refused(settings: &[&str], words: &[&str]) {
+    let said = refusal(settings);
+    for word in words {
+        assert!(said.contains(word), "{settings:?}: {said:?} does not say {word:?}");
+    }
+}
+
+fn file(name: &str, text: &str) -> (tempfile::TempDir, PathBuf) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join(name);
+    std::fs::write(&path, text).unwrap();
+    (dir, path)
+}
+
+/// Exit status, standard output and standard error of `slotcast check-config`.
+fn check_config(arguments: &[&str]) -> (Option<i32>, String, String) {
+    let output =
+        Command::new(env!("CARGO_BIN_EXE_slotcast")).arg("check-config").args(arguments).output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (output.status.code(), text(output.stdout), text(output.stderr))
+}
+
+#[test]
+fn unknown_keys_are_named_wherever_they_stand() {
+    for (text, key) in [
+        ("slots = 7", "slots"),
+        ("[session]\nclient_max = 7", "client_max"),
+        ("[data]\nlease = \"3s\"", "lease"),
+        ("[[nodes]]\nid = \"a\"\naddr = \"127.0.0.1:1\"\nslots = [0, 1023]\nweight = 3", "weight"),
+        ("[sesion]\ncores = 1", "sesion"),
+    ] {
+        let (_dir, path) = file("slotcast.toml", text);
+        let said = format!("{:#}", Config::load(Some(&path), &[]).unwrap_err());
+        assert!(said.contains(&format!("unknown field `{key}`")), "{said}");
+        assert!(said.contains("slotcast.toml") && said.contains("check-config prints all keys"), "{said}");
+    }
+    assert_refused(&["session.client_max=7"], &["unknown field `client_max`", "session"]);
+    assert_refused(&["sesion.cores=1"], &["unknown field `sesion`"]);
+}
+
+#[test]
+fn settings_that_are_no_settings_are_named() {
+    assert_refused(&["session.cores"], &["\"session.cores\" is not of the form section.key=value"]);
+    assert_refused(&["session.cores=many"], &["invalid type: string \"many\"", "cores"]);
+    assert_refused(&["session.cores=-1"], &["cores"]);
+    assert_refused(&["data.session_lease=soon"], &["session_lease"]);
+    assert_refused(&["data.http=localhost"], &["http", "socket address"]);
+    assert_refused(&["slot_count=1024", "slot_count.of=3"], &["slot_count in slot_count.of is no section"]);
+    assert_refused(&["session=3"], &["session"]);
+    assert_refused(&["nodes=[{id=\"a\",addr=\"127.0.0.1:1\",slots=[0]}]"], &["slots"]);
+    assert_refused(&["nodes=[{addr=\"127.0.0.1:1\",slots=[0,1023]}]"], &["missing field `id`"]);
+}
+
+#[test]
+fn files_that_are_not_there_or_not_toml_are_named() {
+    let said = format!("{:#}", Config::load(Some("/nowhere/slotcast.toml".as_ref()), &[]).unwrap_err());
+    assert!(said.contains("cannot read the configuration file /nowhere/slotcast.toml"), "{said}");
+    let (_dir, path) = file("broken.toml", "slot_count = 1024\n[session\ncores = 1");
+    let said = format!("{:#}", Config::load(Some(&path), &[]).unwrap_err());
+    assert!(said.contains("broken.toml is not valid TOML") && said.contains("line 2"), "{said}");
+}
+
+#[test]
+fn slot_tables_with_contradictions_are_refused() {
+    let node = |id: &str, port: u16, first: u32, last: u32| {
+        format!("{{id=\"{id}\",addr=\"127.0.0.1:{port}\",slots=[{first},{last}]}}")
+    };
+    let table = |nodes: &[String]| format!("nodes=[{}]", nodes.join(","));
+    let overlapping = table(&[node("data-1", 1, 0, 600), node("b", 2, 600, 1023)]);
+    assert_refused(&[&overlapping], &["slot 600 is given to node b and to another node"]);
+    let missing = table(&[node("data-1", 1, 0, 599), node("b", 2, 601, 1023)]);
+    assert_refused(&[&missing], &["slot 600 is given to no node"]);
+    let outside = table(&[node("data-1", 1, 0, 1024)]);
+    assert_refused(&[&outside], &["node data-1: slots [0, 1024] do not lie in 0..1024"]);
+    let backwards = table(&[node("data-1", 1, 1023, 0)]);
+    assert_refused(&[&backwards], &["slots [1023, 0]"]);
+    let same_name = table(&[node("data-1", 1, 0, 511), node("data-1", 2, 512, 1023)]);
+    assert_refused(&[&same_name], &["two nodes have the id \"data-1\""]);
+    let same_port = table(&[node("data-1", 1, 0, 511), node("b", 1, 512, 1023)]);
+    assert_refused(&[&same_port], &["node b", "127.0.0.1:1", "another shard's"]);
+    assert_refused(&["nodes=[]"], &["at least one data node"]);
+    assert_refused(&["data.id=elsewhere"], &["data.id = \"elsewhere\" is not among the nodes"]);
+    let node = "{id=\"data-1\",addr=\"127.0.0.1:1\",slots=[0,1023],shards=0}";
+    assert_refused(&[&format!("nodes=[{node}]")], &["node data-1: shards has to be from 1 to 256"]);
+    let node = "{id=\"data-1\",addr=\"127.0.0.1:65535\",slots=[0,1023],shards=2}";
+    assert_refused(&[&format!("nodes=[{node}]")], &["node data-1: shard 1 has no port"]);
+}
+
+#[test]
+fn values_that_contradict_each_other_are_refused() {
+    for count in ["0", "1000", "65536"] {
+        let setting = format!("slot_count={count}");
+        assert_refused(&[&setting], &[&format!("slot_count = {count} has to be a power of two up to 32768")]);
+    }
+    assert_refused(&["slot_count=512"], &["do not lie in 0..512"]);
+    let contradictions = "contradicts itself";
+    for (settings, words) in [
+        (&["session.client_disconnect_grace=31s"][..], "session.client_disconnect_grace"),
+        (&["data.session_lease=2s"], "a third of data.session_lease"),
+        (&["session.heartbeat_interval=0s"], "session.heartbeat_interval has to be above 0"),
+        (&["session.push_interval_min=5s"], "session.push_interval_min has to be below"),
+        (&["session.slow_client_eviction=4s"], "at most session.slow_client_eviction"),
+        (&["session.push_batch_max=0"], "session.push_batch_max has to be from 1 to 128"),
+        (&["session.push_batch_max=129"], "session.push_batch_max has to be from 1 to 128"),
+        (&["session.cores=0"], "session.cores has to be from 1 to 256"),
+        (&["session.clients_max=0"], "session.clients_max has to be at least 1"),
+        (&["session.listen=127.0.0.1:9", "session.http=127.0.0.1:9"], "listen and session.http are the same"),
+    ] {
+        assert_refused(settings, &[words, contradictions]);
+    }
+}
+
+#[test]
+fn settings_go_over_the_file_and_the_last_one_counts() {
+    let (_dir, path) = file("slotcast.toml", "[session]\ncores = 2\nclients_max = 7");
+    let settings = ["session.cores=3".to_string(), "session.cores=4".to_string()];
+    let config = Config::load(Some(&path), &settings).unwrap();
+    assert_eq!((config.session.cores, config.session.clients_max), (4, 7));
+}
+
+#[test]
+fn the_printed_defaults_load_again_and_print_the_same() {
+    let (status, printed, said) = check_config(&[]);
+    assert_eq!((status, said.as_str()), (Some(0), ""));
+    for key in ["slot_count", "[[nodes]]", "[data]", "[session]", "push_interval_max", "session_lease"] {
+        assert!(printed.contains(key), "{key} is missing in {printed}");
+    }
+    let (_dir, path) = file("printed.toml", &printed);
+    let path = path.to_str().unwrap();
+    assert_eq!(check_config(&["--config", path]), (Some(0), printed, String::new()));
+    let (status, changed, _) = check_config(&["--config", path, "--set", "session.push_batch_max=16"]);
+    assert_eq!(status, Some(0));
+    assert!(changed.contains("push_batch_max = 16"), "{changed}");
+}
+
+#[test]
+fn the_process_ends_with_an_error_that_names_the_key() {
+    let (status, printed, said) = check_config(&["--set", "session.client_max=7"]);
+    assert_eq!((status, printed.as_str()), (Some(1), ""));
+    assert!(said.contains("unknown field `client_max`"), "{said}");
+    let (status, _, said) = check_config(&["--set", "slot_count=1000"]);
+    assert_eq!(status, Some(1));
+    assert!(said.contains("slot_count = 1000 has to be a power of two"), "{said}");
+    let (status, _, said) = check_config(&["--config", "/nowhere/slotcast.toml"]);
+    assert_eq!(status, Some(1));
+    assert!(said.contains("/nowhere/slotcast.toml"), "{said}");
+    let (status, _, said) = check_config(&["--sett", "x"]);
+    assert_eq!(status, Some(2));
+    assert!(said.contains("--set"), "{said}");
+}
