@@ -35,12 +35,14 @@ impl Interests {
         }
     }
 
-    /// Adds an interest.
-    pub fn add(&mut self, reader: ReaderId, slot: SlotId, datum: DatumKey) {
-        let Some(state) = self.readers.get_mut(&reader) else { return };
-        if state.interests.insert((slot, datum)) {
+    /// Adds an interest. Returns whether it is new.
+    pub fn add(&mut self, reader: ReaderId, slot: SlotId, datum: DatumKey) -> bool {
+        let Some(state) = self.readers.get_mut(&reader) else { return true };
+        let is_new = state.interests.insert((slot, datum));
+        if is_new {
             self.by_datum.entry((slot, datum)).or_default().push(reader);
         }
+        is_new
     }
 
     /// Removes an interest.

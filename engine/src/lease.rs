@@ -2,7 +2,9 @@
 //!
 //! Three guards stand between a late session and the removal of its publishers: a gap between two ticks extends every
 //! lease by the gap; whoever drives the shard drains what has arrived before it ticks; and when more than a third of the
-//! sessions (and at least two) would expire together, none does, because then the fault is more likely here.
+//! sessions (and at least two) would expire together, none does, because then the fault is more likely here. Together means
+//! within a sixth of the lease, for heartbeats that stop at one moment do so at different points of their intervals. A
+//! session that first came after they fell silent accounts for one of them: restarted processes are new incarnations.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -19,6 +21,7 @@ pub const TICK_GAP_MAX: u64 = Nanos::SECOND;
 pub struct Leases {
     duration: u64,
     expires: BTreeMap<SessionId, Nanos>,
+    opened: BTreeMap<SessionId, Nanos>,
     ended: BTreeSet<SessionId>,
     ended_order: VecDeque<SessionId>,
     last_tick: Option<Nanos>,
@@ -31,6 +34,7 @@ impl Leases {
         Self {
             duration,
             expires: BTreeMap::new(),
+            opened: BTreeMap::new(),
             ended: BTreeSet::new(),
             ended_order: VecDeque::new(),
             last_tick: None,
@@ -44,6 +48,7 @@ impl Leases {
             return Err(Refusal::SessionEnded);
         }
         self.expires.insert(session, now.after(self.duration));
+        self.opened.entry(session).or_insert(now);
         Ok(())
     }
 
@@ -67,26 +72,45 @@ impl Leases {
         let gap = self.last_tick.map_or(0, |last| now.since(last));
         self.last_tick = Some(now);
         if gap > TICK_GAP_MAX {
+            // What was renewed after the gap has not lived through it.
+            let whole = now.after(self.duration);
             for expires in self.expires.values_mut() {
-                *expires = expires.after(gap);
+                *expires = expires.after(gap).min(whole);
             }
         }
         let overdue: Vec<SessionId> =
             self.expires.iter().filter(|(_, at)| **at <= now).map(|(session, _)| *session).collect();
-        if overdue.len() >= 2 && overdue.len() * 3 > self.expires.len() {
+        self.held_back = 0;
+        if overdue.is_empty() {
+            return overdue;
+        }
+        let missing = self.missing(now);
+        if missing >= 2 && missing * 3 > self.expires.len() {
             self.held_back = overdue.len();
             return Vec::new();
         }
-        self.held_back = 0;
         for session in &overdue {
             self.end(*session);
         }
         overdue
     }
 
+    /// Sessions that would expire about now and that no newer one stands for.
+    fn missing(&self, now: Nanos) -> usize {
+        let soon = now.after(self.duration / 6);
+        let late = self.expires.values().filter(|at| **at <= soon);
+        let Some(first) = late.clone().min() else { return 0 };
+        let silent_since = Nanos(first.0.saturating_sub(self.duration));
+        let newer = |(session, at): &(&SessionId, &Nanos)| {
+            **at > soon && self.opened.get(session).is_some_and(|opened| *opened >= silent_since)
+        };
+        late.count().saturating_sub(self.expires.iter().filter(newer).count())
+    }
+
     /// Ends a lease at once: the session said goodbye.
     pub fn end(&mut self, session: SessionId) {
         self.expires.remove(&session);
+        self.opened.remove(&session);
         if self.ended.insert(session) {
             self.ended_order.push_back(session);
         }
@@ -146,5 +170,28 @@ mod tests {
         leases.renew(SessionId(1), at(30)).unwrap();
         assert_eq!(leases.tick(at(31)), [SessionId(0)]);
         assert_eq!(leases.held_back(), 0);
+    }
+
+    #[test]
+    fn heartbeats_that_stop_together_expire_together_whatever_their_phase() {
+        let mut leases = leases(20);
+        let tenth = Nanos::SECOND / 10;
+        (0..10).for_each(|session| leases.renew(SessionId(session), Nanos((session + 1) * tenth)).unwrap());
+        (10..20).for_each(|session| leases.renew(SessionId(session), at(29)).unwrap());
+        for step in 1..=350 {
+            assert!(leases.tick(Nanos(step * tenth)).is_empty(), "half of the sessions are silent");
+        }
+        assert_eq!(leases.held_back(), 10);
+    }
+
+    #[test]
+    fn restarted_processes_account_for_the_incarnations_before() {
+        let mut leases = leases(2);
+        (1..=20).for_each(|second| assert!(leases.tick(at(second)).is_empty()));
+        for second in 21..=30 {
+            [2, 3].into_iter().for_each(|session| leases.renew(SessionId(session), at(second)).unwrap());
+            let ended = leases.tick(at(second));
+            assert_eq!(ended.len(), if second == 30 { 2 } else { 0 });
+        }
     }
 }

@@ -258,17 +258,33 @@ impl Shard {
         now: Nanos,
     ) -> Result<u64, Refusal> {
         self.now = now;
-        if !same_run && epoch_seen >= Revision::EPOCH_MAX {
+        // A larger epoch than this shard's is of another run, whatever the session was linked to before.
+        let foreign = epoch_seen > self.epoch || !same_run && epoch_seen == self.epoch;
+        if foreign && epoch_seen >= Revision::EPOCH_MAX {
             return Err(Refusal::EpochMismatch);
         }
         self.leases.renew(session, now)?;
-        if !same_run && epoch_seen >= self.epoch {
+        if foreign {
             self.raise_epoch(epoch_seen + 1);
         }
         self.opened_at.get_or_insert(now);
+        // Whatever still arrives over an earlier link of this incarnation was sent before what comes over this one.
+        for (other, link) in self.links.iter_mut().filter(|(other, link)| {
+            **other != reader && link.session == Some(session)
+        }) {
+            link.session = None;
+            self.interests.close(*other);
+        }
         self.links.insert(reader, Link { session: Some(session), refused_names: BTreeSet::new() });
         self.interests.open(reader);
         Ok(*self.sequences.entry(session).or_insert(0))
+    }
+
+    /// Whether a session that was linked to another run may still come: if this run has not heard of it for a lease, its
+    /// lease has ended, and what it holds may have been removed since without a trace.
+    pub fn expects(&self, session: SessionId, now: Nanos) -> bool {
+        let waited = self.opened_at.is_some_and(|at| now.since(at) > self.config.session_lease);
+        self.leases.is_alive(session) || !waited
     }
 
     /// A link is gone. The session's lease runs on.
@@ -334,7 +350,15 @@ impl Shard {
         if held.collides(datum, id.as_bytes()) {
             return Err(Refusal::KeyCollision);
         }
-        self.interests.add(reader, slot, datum);
+        if !self.interests.add(reader, slot, datum) && since == Revision::ZERO {
+            // The reader holds a list and asks for it once more, because it would read an absence differently by now. Its
+            // answer has to be told apart from what it was told before.
+            self.seal_slot(slot, self.now);
+            self.dirty.remove(&slot);
+            if let Some(slot) = self.slots.get_mut(&slot) {
+                slot.advance();
+            }
+        }
         self.asked.insert((reader, slot, datum), since);
         Ok(())
     }
@@ -465,12 +489,14 @@ impl Shard {
             self.stats.leases_ended += 1;
             self.end_session(session);
         }
+        // Until everybody has had the time to come, a session that this run has not heard of may hold what was removed.
         let lowest = self
             .leases
             .alive()
             .map(|session| self.confirmed_marks.get(&session).copied().unwrap_or(0))
             .min()
             .unwrap_or(self.mark);
+        let lowest = if self.settled { lowest } else { 0 };
         for (id, slot) in &mut self.slots {
             let room = BATCH_CHANGES_MAX.saturating_sub(slot.open_changes());
             let forgotten = slot.forget_tombstones(lowest, room);

@@ -59,7 +59,8 @@ struct Datum {
 struct Touched {
     datum: u32,
     register: RegisterId,
-    before: Option<u64>,
+    /// Content and owner before the change, if it was live.
+    before: Option<(u64, SessionId)>,
 }
 
 struct Tombstone {
@@ -253,16 +254,20 @@ impl Slot {
     /// Admits a removal. Only the owning session incarnation removes; an unknown registration is no error. `mark` says
     /// when the tombstone may go (see [`Slot::forget_tombstones`]).
     pub fn admit_remove(&mut self, change: &Change, mark: u64) -> Result<(), Refusal> {
-        let Some(index) = self.find(change.datum, change.register) else { return Ok(()) };
-        let publication = self.publication(index);
-        if matches!(publication.place, Place::Tombstone) {
-            return Ok(());
-        }
-        if publication.owner != change.owner {
-            return Err(Refusal::NotOwner);
-        }
-        if change.version < publication.version() {
-            return Err(Refusal::Superseded);
+        let Some(datum) = self.find_datum(change.datum) else { return Ok(()) };
+        // What is not known leaves a tombstone all the same: a session that has not been heard yet may still hold it.
+        if let Some(index) = self.find_in(datum, change.register) {
+            let publication = self.publication(index);
+            if matches!(publication.place, Place::Live(_)) {
+                if publication.owner != change.owner {
+                    return Err(Refusal::NotOwner);
+                }
+                if change.version < publication.version() {
+                    return Err(Refusal::Superseded);
+                }
+            } else if change.version <= publication.version() {
+                return Ok(());
+            }
         }
         let remove = Change { kind: ChangeKind::Remove, ..*change };
         self.write(|out| write_change(out, &remove));
@@ -475,10 +480,13 @@ impl Slot {
             (ChangeKind::Touch, _) => {
                 let Some(index) = self.find(change.datum, change.register) else { return };
                 self.leave_digest(index);
+                let before = self.content_of(index);
                 let publication = &mut self.publications[index as usize];
                 (publication.number, publication.attach) = (change.version.number, change.version.attach);
                 publication.owner = change.owner;
+                let datum = publication.datum;
                 self.enter_digest(index);
+                self.touched.push(Touched { datum, register: change.register, before });
             }
             (ChangeKind::Remove, _) => self.apply_remove(change, mark),
             (ChangeKind::Forget, _) => {
@@ -505,7 +513,7 @@ impl Slot {
         let to = self.arena.append(record);
         let before = match self.find_in(datum, change.register) {
             Some(index) => {
-                let before = self.checksum_of(index);
+                let before = self.content_of(index);
                 match self.publication(index).place {
                     Place::Live(from) => {
                         self.leave_digest(index);
@@ -542,19 +550,24 @@ impl Slot {
     }
 
     fn apply_remove(&mut self, change: &Change, mark: u64) {
-        let Some(index) = self.find(change.datum, change.register) else { return };
-        let publication = *self.publication(index);
-        let Place::Live(at) = publication.place else { return };
-        let before = self.checksum_of(index);
-        self.leave_digest(index);
-        self.unlink(index);
-        let len = self.arena.get(at).bytes().len();
-        self.arena.release(at);
-        let datum = self.datum_mut(publication.datum);
-        datum.bytes -= len;
-        datum.tombstones += 1;
+        let Some(datum) = self.find_datum(change.datum) else { return };
+        let found = self.find_in(datum, change.register);
+        let index = found.unwrap_or_else(|| self.occupy(change.register, datum));
+        let before = self.content_of(index);
+        match self.publication(index).place {
+            Place::Live(at) => {
+                self.leave_digest(index);
+                self.unlink(index);
+                let len = self.arena.get(at).bytes().len();
+                self.arena.release(at);
+                self.datum_mut(datum).bytes -= len;
+                self.datum_mut(datum).tombstones += 1;
+            }
+            Place::Vacant => self.datum_mut(datum).tombstones += 1,
+            Place::Tombstone => {}
+        }
         let entry = &mut self.publications[index as usize];
-        entry.place = Place::Tombstone;
+        (entry.place, entry.owner) = (Place::Tombstone, change.owner);
         (entry.number, entry.attach) = (change.version.number, change.version.attach);
         self.tombstones.push_back(Tombstone {
             mark,
@@ -562,10 +575,11 @@ impl Slot {
             register: change.register,
             version: change.version,
         });
-        self.touched.push(Touched { datum: publication.datum, register: change.register, before });
+        self.touched.push(Touched { datum, register: change.register, before });
     }
 
-    /// Moves what the sealed batch really changed into the log; returns the changed data ids.
+    /// Moves what the sealed batch really changed into the log; returns the changed data ids. A new owner counts: sessions
+    /// have to know whose word decides on a registration after a loss, though their clients see no change.
     fn log_touched(&mut self, revision: Revision, now: Nanos) -> Vec<DatumKey> {
         let mut touched = std::mem::take(&mut self.touched);
         // Stable: the first of a registration's touches knows what was there before the batch.
@@ -578,7 +592,7 @@ impl Slot {
                 continue;
             }
             let now_there =
-                self.find_in(touch.datum, touch.register).and_then(|index| self.checksum_of(index));
+                self.find_in(touch.datum, touch.register).and_then(|index| self.content_of(index));
             if now_there == touch.before {
                 continue;
             }
@@ -595,9 +609,10 @@ impl Slot {
         changed
     }
 
-    fn checksum_of(&self, index: u32) -> Option<u64> {
-        match self.publication(index).place {
-            Place::Live(at) => Some(self.arena.get(at).checksum()),
+    fn content_of(&self, index: u32) -> Option<(u64, SessionId)> {
+        let publication = self.publication(index);
+        match publication.place {
+            Place::Live(at) => Some((self.arena.get(at).checksum(), publication.owner)),
             Place::Tombstone | Place::Vacant => None,
         }
     }

@@ -1,5 +1,7 @@
 //! Batches: what a leader seals, a follower applies. And no damaged byte of one goes unnoticed.
 
+use std::collections::BTreeMap;
+
 use proptest::prelude::*;
 use slotcast_engine::{
     batch::{Batch, BatchError, ChangeKind, ENTRY_BYTES, Entry, HEADER_BYTES, entries},
@@ -88,15 +90,20 @@ proptest! {
             let batch = Batch::read(&sealed.batch).expect("just sealed");
             prop_assert_eq!((batch.previous(), batch.revision()), (revision, leader.revision()));
             revision = batch.revision();
-            let before: Vec<_> = ids.iter().map(|id| list_of(&follower, id.key())).collect();
+            let owned = |slot: &Slot, id: &DataId| {
+                let owners: BTreeMap<_, _> =
+                    slot.records(id.key()).map(|(record, owner)| (record.register(), owner)).collect();
+                (list_of(slot, id.key()), owners)
+            };
+            let before: Vec<_> = ids.iter().map(|id| owned(&follower, id)).collect();
             for entry in batch.entries() {
                 follower.apply(entry.expect("just sealed"), mark);
             }
             for (id, before) in ids.iter().zip(before) {
-                let now = list_of(&follower, id.key());
-                // The leader says which lists a batch changed, no more and no fewer.
+                let now = owned(&follower, id);
+                // The leader says which lists or owners a batch changed, no more and no fewer.
                 prop_assert_eq!(sealed.changed.contains(&id.key()), now != before);
-                prop_assert_eq!(now, list_of(&leader, id.key()));
+                prop_assert_eq!(now, owned(&leader, id));
                 for register in 0..5 {
                     let place = (id.key(), RegisterId(register));
                     prop_assert_eq!(follower.version(place.0, place.1), leader.version(place.0, place.1));

@@ -228,19 +228,24 @@ fn registering_and_leaving_within_one_turn_is_not_pushed() {
 }
 
 #[test]
-fn a_quick_reconnect_with_equal_payload_is_not_pushed() {
+fn a_quick_reconnect_with_equal_payload_changes_no_list() {
     let (mut node, id) = with_one_publisher();
     let held = node.subscribe(2, &id);
-    // Removed by the old session, registered again over another one, in the same turn.
-    node.send(ReaderId(1), &Frame::of(1).remove(&id, 7, version(5, 1))).expect("sent");
-    node.send(ReaderId(3), &Frame::of(3).put(&id, 7, version(5, 2), 70, b"a")).expect("sent");
+    // The same session: nothing at all is told.
+    assert!(node.write_ok(1, &Frame::of(1).put(&id, 7, version(5, 2), 70, b"a")).is_empty());
+    // Removed by the old session, registered again over another one, in the same turn: other sessions learn the new owner,
+    // and the content that their clients would see is the same.
+    node.send(ReaderId(1), &Frame::of(1).remove(&id, 7, version(5, 2))).expect("sent");
+    node.send(ReaderId(3), &Frame::of(3).put(&id, 7, version(5, 3), 70, b"a")).expect("sent");
     let (_, pushes) = node.turn();
-    assert!(pushes.is_empty());
+    assert_eq!(pushes.len(), 1);
+    assert_eq!(pushes[0].registers(), (vec![7], vec![]));
+    assert_eq!(pushes[0].diff().owners().map(Iterator::collect), Some(vec![SessionId(3)]));
     assert_eq!(node.list(&id), held.list);
     assert_eq!(node.slot_of(&id).session_digest(SessionId(1)), Digest::default(), "it has moved");
     // With another payload it is.
-    node.send(ReaderId(3), &Frame::of(3).remove(&id, 7, version(5, 2))).expect("sent");
-    node.send(ReaderId(1), &Frame::of(1).put(&id, 7, version(5, 3), 70, b"z")).expect("sent");
+    node.send(ReaderId(3), &Frame::of(3).remove(&id, 7, version(5, 3))).expect("sent");
+    node.send(ReaderId(1), &Frame::of(1).put(&id, 7, version(5, 4), 70, b"z")).expect("sent");
     assert_eq!(node.turn().1.len(), 1);
 }
 

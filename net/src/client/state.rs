@@ -31,6 +31,8 @@ const RETRY: (u64, u64) = (Nanos::SECOND / 20, 5 * Nanos::SECOND);
 const PING_INTERVAL: u64 = 20 * Nanos::SECOND;
 /// Pings without an answer for this long end the connection.
 const SILENCE_MAX: u64 = 60 * Nanos::SECOND;
+/// A session that has not said welcome for this long after the connect began is given up.
+const CONNECT_MAX: u64 = 10 * Nanos::SECOND;
 /// Bytes waiting for the socket above which nothing more is written into it for now.
 const OUT_BYTES_MAX: usize = 1024 * 1024;
 /// Updates that may wait for the application; beyond, a data id gets one snapshot when there is room.
@@ -116,7 +118,12 @@ struct Published {
     record: Vec<u8>,
     version: Version,
     removing: bool,
+    /// This version is in effect by way of the connection that its attach count names.
     acknowledged: bool,
+    /// The application knows that this version is in effect.
+    told: bool,
+    /// The attach count of the connection over which a put was last sent.
+    put_over: u32,
 }
 
 struct Subscribed {
@@ -145,6 +152,8 @@ pub struct ClientState {
     attach: u32,
     sequence: u64,
     registers: u64,
+    /// Version numbers are never used again, also not by a registration that was removed in between.
+    versions: u64,
     published: BTreeMap<Registration, Published>,
     in_flight: VecDeque<(u64, Vec<(Registration, Version)>)>,
     subscribed: BTreeMap<DatumKey, Subscribed>,
@@ -152,6 +161,7 @@ pub struct ClientState {
     out: Vec<u8>,
     close: Option<String>,
     heard_at: Nanos,
+    connecting_since: Nanos,
     next_ping: Nanos,
     updates: VecDeque<Update>,
     encoder: Encoder,
@@ -173,6 +183,7 @@ impl ClientState {
             attach: 0,
             sequence: 0,
             registers: mix64(id.0 ^ seed),
+            versions: 0,
             published: BTreeMap::new(),
             in_flight: VecDeque::new(),
             subscribed: BTreeMap::new(),
@@ -180,6 +191,7 @@ impl ClientState {
             out: Vec::new(),
             close: None,
             heard_at: Nanos(0),
+            connecting_since: Nanos(0),
             next_ping: Nanos(0),
             updates: VecDeque::new(),
             encoder: Encoder::default(),
@@ -220,9 +232,16 @@ impl ClientState {
         let instance =
             Instance { client: self.id.0, name: name.into(), zone: zone.into(), payload: payload.into() };
         let record = self.encoder.encode(registration.datum, registration.register, &instance)?.to_vec();
-        let number = self.published.get(&registration).map_or(0, |held| held.version.number) + 1;
-        let version = Version { number, attach: self.attach };
-        let published = Published { id: id.clone(), record, version, removing: false, acknowledged: false };
+        self.versions += 1;
+        let published = Published {
+            id: id.clone(),
+            record,
+            version: Version { number: self.versions, attach: self.attach },
+            removing: false,
+            acknowledged: false,
+            told: false,
+            put_over: 0,
+        };
         self.published.insert(registration, published);
         self.send_write(registration);
         Ok(())
@@ -231,8 +250,9 @@ impl ClientState {
     /// Removes a registration. Unknown ones are ignored.
     pub fn unpublish(&mut self, registration: Registration) {
         if let Some(held) = self.published.get_mut(&registration) {
-            held.version.number += 1;
-            (held.removing, held.acknowledged) = (true, false);
+            self.versions += 1;
+            held.version.number = self.versions;
+            (held.removing, held.acknowledged, held.told) = (true, false, false);
             self.send_write(registration);
         }
     }
@@ -312,10 +332,10 @@ impl ClientState {
         if !self.is_up() || self.out.len() > OUT_BYTES_MAX {
             return;
         }
-        let Some(held) = self.published.get(&registration) else { return };
-        let kind = if held.removing { ChangeKind::Remove } else { ChangeKind::Put };
-        let change = Change {
-            kind,
+        let Some(held) = self.published.get_mut(&registration) else { return };
+        let Ok(record) = Record::read(&held.record) else { return };
+        let put = Change {
+            kind: ChangeKind::Put,
             durability: Durability::Ephemeral,
             datum: registration.datum,
             register: registration.register,
@@ -325,13 +345,21 @@ impl ClientState {
         };
         let mut entries = Vec::new();
         write_name(&mut entries, registration.datum, held.id.as_bytes());
-        match Record::read(&held.record) {
-            Ok(record) if !held.removing => write_put(&mut entries, &change, record),
-            _ => write_change(&mut entries, &change),
+        let mut sent = Vec::new();
+        if !held.removing || held.put_over != self.attach {
+            // A session removes only what it owns. One that was not told of the registration over this connection takes
+            // it over first, in the same frame, so that nobody sees it come back.
+            write_put(&mut entries, &put, record);
+            sent.push((registration, if held.removing { Version::default() } else { held.version }));
+            held.put_over = self.attach;
+        }
+        if held.removing {
+            write_change(&mut entries, &Change { kind: ChangeKind::Remove, ..put });
+            sent.push((registration, held.version));
         }
         self.sequence += 1;
         Message::Write { sequence: self.sequence, entries: &entries }.write(&mut self.out);
-        self.in_flight.push_back((self.sequence, vec![(registration, held.version)]));
+        self.in_flight.push_back((self.sequence, sent));
     }
 
     fn send_subscribe(&mut self, keys: impl IntoIterator<Item = DatumKey>) {
@@ -397,6 +425,7 @@ impl ClientState {
         let attach = self.attach;
         for held in self.published.values_mut() {
             held.version.attach = attach;
+            held.acknowledged = false;
         }
         for registration in self.published.keys().copied().collect::<Vec<_>>() {
             self.send_write(registration);
@@ -413,6 +442,11 @@ impl ClientState {
             }
             match outcome {
                 Err(Refusal::Overloaded) => continue,
+                // The session lost its link between taking the registration over and removing it.
+                Err(Refusal::NotOwner) if held.removing => {
+                    held.put_over = 0;
+                    continue;
+                }
                 // What a removal was to remove is gone already.
                 Err(Refusal::UnknownRegistration) if held.removing => {}
                 Err(refusal) => {
@@ -422,7 +456,8 @@ impl ClientState {
                 }
                 Ok(_) => {}
             }
-            let first = !std::mem::replace(&mut held.acknowledged, true);
+            held.acknowledged = true;
+            let first = !std::mem::replace(&mut held.told, true);
             if held.removing {
                 self.published.remove(&registration);
             }
@@ -487,7 +522,7 @@ impl ClientState {
     fn connect(&mut self, now: Nanos, sockets: &mut dyn Sockets) {
         let Some(target) = self.sessions.get(self.next_session).copied() else { return };
         match sockets.connect(target, None) {
-            Ok(conn) => self.link = Link::Connecting(conn),
+            Ok(conn) => (self.link, self.connecting_since) = (Link::Connecting(conn), now),
             Err(error) => self.lose(format!("connecting to {target}: {error}"), now),
         }
     }
@@ -551,6 +586,9 @@ impl Role for ClientState {
             if silent && self.close.is_none() && self.is_up() {
                 self.close = Some("the session has been silent for too long".into());
             }
+            if !self.is_up() && self.close.is_none() && now.since(self.connecting_since) >= CONNECT_MAX {
+                self.close = Some("the session did not say welcome".into());
+            }
             if self.close.is_some() {
                 sockets.close(conn, true);
             }
@@ -562,7 +600,10 @@ impl Role for ClientState {
     fn wake_at(&self) -> Nanos {
         match self.link {
             Link::Down(at) => at,
-            _ => self.next_ping.max(self.heard_at.after(Nanos::SECOND)),
+            // The end of the connection is on its way.
+            _ if self.close.is_some() => Nanos(u64::MAX),
+            Link::Connecting(_) | Link::Greeting(_) => self.connecting_since.after(CONNECT_MAX),
+            Link::Up(_) => self.next_ping.min(self.heard_at.after(SILENCE_MAX + 1)),
         }
     }
 

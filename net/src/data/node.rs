@@ -223,6 +223,9 @@ impl Node {
     ) -> Result<(), LinkFault> {
         let reader = ReaderId(index as u32);
         let same_run = run == self.run;
+        if run != 0 && !same_run && !self.shard.expects(session, now) {
+            return Err(Refusal::SessionEnded.into());
+        }
         let last_sequence = self.shard.handle_link_open(reader, session, epoch_seen, same_run, now)?;
         let slot = self.shard.slots().next().map(|slot| slot.revision().epoch());
         let (run, slot_count) = (self.run, self.slot_count);
@@ -381,6 +384,7 @@ impl Role for Node {
             self.observe();
         }
         self.shard.seal(now);
+        self.metrics.serving.set(i64::from(self.shard.is_serving()));
         self.fill_buffers(now);
         self.send_buffers(sockets);
         self.shard.has_backlog() || !self.dirty.is_empty()

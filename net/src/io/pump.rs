@@ -1,14 +1,14 @@
 //! The loop that drives a role on a glommio executor: events, a turn, a flush, and sleep when there is nothing to do.
 //!
-//! The pump runs in a latency queue: in the default queue it would starve timers and files of the same core. When a turn
-//! found nothing it sleeps on the ring's event descriptor, read through a glommio file; a timer or another thread ends the
-//! sleep through the ring's waker. The read is never dropped half-way.
+//! The loop sleeps in the ring itself and never awaits. glommio 0.9.0 can park although a task is runnable: when its
+//! preemption timer fires after it polled its rings and before it looks at its queues (the thread lost its CPU just then),
+//! it takes "nothing was run" for "nothing to run", and if no other event comes that sleep has no end. A task that waits
+//! for the ring's event descriptor, or only yields, was seen to hang that way as soon as the cores were shared with other
+//! work. So the executor gives the thread, its placement and its memory, and while a role runs it runs nothing else.
 
 use std::{
     io,
     net::{SocketAddr, TcpListener},
-    os::fd::{AsFd, FromRawFd, IntoRawFd},
-    rc::Rc,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -18,10 +18,7 @@ use std::{
 
 use anyhow::{Context, anyhow};
 use crossbeam::channel;
-use glommio::{
-    ExecutorJoinHandle, Latency, LocalExecutorBuilder, Placement, Shares, io::BufferedFile,
-    timer::TimerActionOnce,
-};
+use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
 
 use crate::io::{
     clock,
@@ -65,7 +62,7 @@ impl Pump {
         let thread = LocalExecutorBuilder::new(placement)
             .io_memory(IO_MEMORY_BYTES)
             .name(&config.name)
-            .spawn(move || async move { run(config, make, started, stopped).await })
+            .spawn(move || async move { run(config, make, &started, &stopped) })
             .map_err(|error| anyhow!("starting thread {name}: {error}"))?;
         match starting.recv() {
             Ok(waker) => Ok(Self { thread, stop, waker }),
@@ -99,42 +96,23 @@ pub fn listen(addr: SocketAddr, count: usize, ring: &RingConfig) -> anyhow::Resu
         .with_context(|| format!("cannot listen on {addr}: is another process running there?"))
 }
 
-async fn run<R: Role + 'static>(
+fn run<R: Role + 'static>(
     config: PumpConfig,
     make: impl FnOnce() -> R,
-    started: channel::Sender<Waker>,
-    stop: Arc<AtomicBool>,
+    started: &channel::Sender<Waker>,
+    stop: &AtomicBool,
 ) -> anyhow::Result<()> {
-    let latency = Latency::Matters(Duration::from_millis(1));
-    let queue = glommio::executor().create_task_queue(Shares::Static(1000), latency, "pump");
-    let mut role = make();
-    let task = glommio::spawn_local_into(
-        async move {
-            let mut sockets =
-                RingSockets::new(config.ring).context("creating the io_uring of the sockets")?;
-            if let Some(listener) = config.listener {
-                sockets.listen_on(listener)?;
-            }
-            let waker = sockets.waker()?;
-            started.send(waker.clone()).map_err(|_| anyhow!("nobody waits for this thread"))?;
-            let result = pump(&mut sockets, &mut role, &waker, &stop).await;
-            stop.store(true, Ordering::Release);
-            result.context("driving the sockets")
-        },
-        queue,
-    );
-    task.map_err(|error| anyhow!("task queue: {error}"))?.await
+    let mut sockets = RingSockets::new(config.ring).context("creating the io_uring of the sockets")?;
+    if let Some(listener) = config.listener {
+        sockets.listen_on(listener)?;
+    }
+    started.send(sockets.waker()?).map_err(|_| anyhow!("nobody waits for this thread"))?;
+    let result = pump(&mut sockets, &mut make(), stop);
+    stop.store(true, Ordering::Release);
+    result.context("driving the sockets")
 }
 
-async fn pump(
-    sockets: &mut RingSockets,
-    role: &mut impl Role,
-    waker: &Waker,
-    stop: &AtomicBool,
-) -> io::Result<()> {
-    let signal = sockets.event_fd()?.as_fd().try_clone_to_owned()?;
-    // SAFETY: the duplicate is owned by nobody else from here on.
-    let signal = Rc::new(unsafe { BufferedFile::from_raw_fd(signal.into_raw_fd()) });
+fn pump(sockets: &mut RingSockets, role: &mut impl Role, stop: &AtomicBool) -> io::Result<()> {
     loop {
         let now = clock::now();
         let handled = sockets.poll(&mut |event| role.handle(event, now))?;
@@ -143,18 +121,9 @@ async fn pump(
         if role.is_finished() || stop.load(Ordering::Acquire) {
             return Ok(());
         }
-        let idle_until = role.wake_at();
-        let idle = Duration::from_nanos(idle_until.since(clock::now()));
-        if more || handled > 0 || idle.is_zero() || !sockets.prepare_sleep()? {
-            glommio::yield_if_needed().await;
-            continue;
+        let idle = Duration::from_nanos(role.wake_at().since(clock::now()));
+        if !more && handled == 0 && !idle.is_zero() {
+            sockets.wait(idle)?;
         }
-        let alarm = waker.clone();
-        let timer = TimerActionOnce::do_in(idle, async move {
-            let _ = alarm.wake();
-        });
-        let woken = signal.read_at(0, 8).await;
-        timer.destroy();
-        woken.map_err(|error| io::Error::other(error.to_string()))?;
     }
 }

@@ -22,6 +22,9 @@ struct Held {
     retained: bool,
 }
 
+/// Above every revision.
+const FOR_EVER: Revision = Revision(u64::MAX);
+
 /// One recent diff.
 struct Step {
     from: Revision,
@@ -37,6 +40,8 @@ pub(super) struct Waiting {
     pub(super) client: u32,
     pub(super) since: Revision,
     pub(super) digest: u64,
+    /// Which question to the data node was asked for it; none yet while the data id is not known.
+    pub(super) asked: Option<u64>,
 }
 
 /// One cached data id.
@@ -46,6 +51,13 @@ pub(super) struct Datum {
     /// The list is complete up to here.
     pub(super) revision: Revision,
     pub(super) known: bool,
+    /// The run of the data node that `revision` is of.
+    pub(super) run: u64,
+    /// A reader at a revision up to here may take what is absent for removed. Beyond it, what is absent may have an owner
+    /// that has not come back to a new run of the data node; once a run has waited for everybody there is no such bound.
+    vouched_to: Revision,
+    /// Subscribers that may hold more than this list, because it is not vouched for.
+    pub(super) provisional: Vec<u32>,
     pub(super) subscribers: Vec<u32>,
     pub(super) waiting: Vec<Waiting>,
     pub(super) idle_since: Option<Nanos>,
@@ -79,6 +91,8 @@ pub(super) enum Resumed {
     At(Revision),
     /// It needs a snapshot.
     Snapshot,
+    /// It needs all of this list, but what it holds beyond that may only be late here.
+    Merge,
     /// It is ahead of this session: the data node has to be asked.
     Ahead,
 }
@@ -115,6 +129,9 @@ impl Cache {
             shard,
             revision: Revision::ZERO,
             known: false,
+            run: 0,
+            vouched_to: Revision::ZERO,
+            provisional: Vec::new(),
             subscribers: Vec::new(),
             waiting: Vec::new(),
             idle_since: None,
@@ -165,28 +182,32 @@ impl Cache {
         self.datums.iter().enumerate().filter_map(|(index, datum)| Some((index as u32, datum.as_ref()?)))
     }
 
-    /// Takes a diff or snapshot of a data node in. `may_remove` says of an owner whether the data node would know its
+    /// Takes a diff or snapshot of a run of a data node in. `may_remove` says of an owner whether the data node would know its
     /// registrations by now: absence from a snapshot removes only those.
     pub(super) fn apply(
         &mut self,
         index: u32,
         diff: &Diff<'_>,
+        run: u64,
         may_remove: impl Fn(SessionId) -> bool,
     ) -> Applied {
         let Some(datum) = self.get_mut(index) else { return Applied::Unchanged };
-        if !diff.is_snapshot && (!datum.known || diff.from > datum.revision) {
+        if !diff.is_snapshot && (!datum.known || datum.run != run || diff.from > datum.revision) {
             return Applied::Gap;
         }
         if diff.to < datum.revision && datum.known {
             return Applied::Older;
         }
         let first = !datum.known;
+        if datum.known && datum.run != run {
+            datum.vouched_to = datum.vouched_to.min(datum.revision);
+        }
         let before = datum.digest;
         let (removes, puts) = datum.take_in(diff, may_remove);
         let from = if first { Revision::ZERO } else { self.latest[index as usize] };
         let Some(datum) = self.datums[index as usize].as_mut() else { return Applied::Unchanged };
         datum.revision = diff.to;
-        datum.known = true;
+        (datum.known, datum.run) = (true, run);
         if first {
             self.latest[index as usize] = diff.to;
             return Applied::Changed;
@@ -225,8 +246,20 @@ impl Cache {
         match datum.steps.iter().find(held) {
             Some(step) if crate::faults::late_resume() => Resumed::At(step.to),
             Some(_) => Resumed::At(since),
+            None if since > datum.vouched_to => Resumed::Merge,
             None => Resumed::Snapshot,
         }
+    }
+
+    /// A shard's run has waited for everybody: its lists are vouched for. Returns the subscribers that need a snapshot now.
+    pub(super) fn vouch(&mut self, shard: usize) -> Vec<(u32, u32)> {
+        let mut due = Vec::new();
+        for (number, datum) in self.datums.iter_mut().enumerate() {
+            if let Some(datum) = datum.as_mut().filter(|datum| datum.shard == shard) {
+                due.extend(datum.vouch().into_iter().map(|client| (client, number as u32)));
+            }
+        }
+        due
     }
 
     /// Appends the frames that lead a client from `sent` to the present, at most `room`; returns the client's revision
@@ -235,7 +268,7 @@ impl Cache {
     pub(super) fn frames_since(
         &mut self,
         index: u32,
-        sent: Revision,
+        (client, sent): (u32, Revision),
         room: usize,
         merge_above: usize,
         frames: &mut Vec<SharedFrame>,
@@ -243,6 +276,10 @@ impl Cache {
         let Some(datum) = self.datums[index as usize].as_mut() else { return (sent, false) };
         let first = datum.steps.partition_point(|step| step.to <= sent);
         let reached = datum.steps.get(first).is_some_and(|step| step.from <= sent);
+        if sent > Revision::ZERO && !reached && datum.provisional.contains(&client) {
+            frames.push(datum.merge_frame(sent));
+            return (datum.revision, false);
+        }
         if sent == Revision::ZERO || !reached {
             frames.push(datum.snapshot_frame());
             return (datum.revision, true);
@@ -262,6 +299,11 @@ impl Cache {
 }
 
 impl Datum {
+    /// The revision from which a run of the data node can go on; zero if the list is of another run.
+    pub(super) fn since(&self, run: u64) -> Revision {
+        if self.run == run { self.revision } else { Revision::ZERO }
+    }
+
     /// Digest of the current list.
     pub(super) fn digest(&self) -> u64 {
         self.digest
@@ -280,6 +322,10 @@ impl Datum {
             let register = record.register();
             match self.records.get_mut(&register) {
                 Some(held) if held.checksum() == record.checksum() => {
+                    if held.retained && !self.provisional.is_empty() {
+                        // Those were not told of it.
+                        puts.push(register);
+                    }
                     self.retained -= usize::from(held.retained);
                     (held.owner, held.retained) = (owner, false);
                     continue;
@@ -348,6 +394,23 @@ impl Datum {
         let frame = self.frame(SNAPSHOT, Revision::ZERO, &[], &registers);
         self.snapshot = Some(frame.clone());
         frame
+    }
+
+    /// The run has waited for everybody: what is not retained is the list. Returns the subscribers that were provisional.
+    pub(super) fn vouch(&mut self) -> Vec<u32> {
+        if !self.known || self.retained > 0 {
+            return Vec::new();
+        }
+        self.vouched_to = FOR_EVER;
+        std::mem::take(&mut self.provisional)
+    }
+
+    /// All that the data node's run lists, for a reader at `since` that keeps what else it holds: of what is retained here it
+    /// may know better.
+    pub(super) fn merge_frame(&self, since: Revision) -> SharedFrame {
+        let listed = self.records.iter().filter(|(_, held)| !held.retained);
+        let registers: Vec<RegisterId> = listed.map(|(register, _)| *register).collect();
+        self.frame(0, since, &[], &registers)
     }
 
     fn merged_frame(&mut self, first: usize) -> SharedFrame {

@@ -177,6 +177,7 @@ impl Session {
             }
             Some(Peer::Link(shard, link_conn)) if *link_conn == conn => {
                 let shard = *shard;
+                self.links[shard].unanswered_since = None;
                 let mut decoder = std::mem::take(&mut self.links[shard].decoder);
                 let result = decoder.feed(bytes, FRAME_BYTES_MAX, |frame| {
                     let message = Message::read(frame)?;
@@ -245,7 +246,9 @@ impl Session {
                 let same_run = self.links[shard].welcome(run, last_sequence, epoch);
                 tracing::info!(shard, epoch, same_run, "linked to a data node");
                 self.replay(shard);
-                self.ask_all(shard, same_run);
+                // Its answer says who is accounted for, and comes before the first list.
+                self.heartbeat(shard, now);
+                self.ask_all(shard);
                 self.metrics.links_up.set(self.links.iter().filter(|link| link.is_up()).count() as i64);
             }
             Message::WriteAck { sequence, outcomes } => self.decided(shard, sequence, outcomes),
@@ -264,7 +267,7 @@ impl Session {
                     self.finished = true;
                 }
             }
-            Message::Pong(_) => {}
+            Message::Pong(question) => self.links[shard].answered = question,
             _ => tracing::warn!(shard, "a data node sent a message that does not belong here"),
         }
     }
@@ -315,6 +318,8 @@ impl Session {
     fn connect_links(&mut self, now: Nanos, sockets: &mut dyn Sockets) {
         for shard in 0..self.links.len() {
             let link = &mut self.links[shard];
+            link.greet_again(now);
+            link.give_up_silent(self.config.session_lease / 2, now);
             if let (LinkState::Down(at), Some(conn)) = (link.state, link.conn) {
                 // Its stream is lost, the socket not yet: Closed follows and sets the time of the next try.
                 if at <= now {
@@ -330,6 +335,7 @@ impl Session {
                 Ok(conn) => {
                     link.conn = Some(conn);
                     link.state = LinkState::Connecting;
+                    link.unanswered_since = Some(now);
                     self.place(conn, Peer::Link(shard, conn));
                 }
                 Err(error) => {

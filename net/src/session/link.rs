@@ -22,6 +22,8 @@ const WRITE_BYTES: usize = 256 * 1024;
 const SUBSCRIBE_ITEMS: usize = 256;
 /// Leader epochs that a client may be ahead of what the shard itself has told.
 const CLIENT_EPOCHS_AHEAD: u32 = 1024;
+/// Shortest time between two greetings that clients' claims are the reason of.
+const GREETING_INTERVAL: u64 = 10 * Nanos::SECOND;
 /// First and longest pause before a link is tried again.
 const RETRY: (u64, u64) = (Nanos::SECOND / 50, Nanos::SECOND);
 
@@ -60,6 +62,16 @@ pub(super) struct Link {
     pub(super) confirmed: BTreeSet<SessionId>,
     pub(super) settled: bool,
     pub(super) next_heartbeat: Nanos,
+    /// Latest question whose answers are all still to come, or have come since.
+    pub(super) answered: u64,
+    /// Latest question asked, and whether its mark is still to be sent.
+    question: u64,
+    question_open: bool,
+    /// A client's list is of a later leader than the shard is: the shard has to be told in a greeting.
+    wants_greeting: bool,
+    /// Since when something is sent that the shard has not answered with anything.
+    pub(super) unanswered_since: Option<Nanos>,
+    greeted_for_client: Option<Nanos>,
     retry: u64,
     sequence: u64,
     entries: Vec<u8>,
@@ -85,6 +97,12 @@ impl Link {
             confirmed: BTreeSet::new(),
             settled: false,
             next_heartbeat: Nanos(0),
+            answered: 0,
+            question: 0,
+            question_open: false,
+            wants_greeting: false,
+            unanswered_since: None,
+            greeted_for_client: None,
             retry: RETRY.0,
             sequence: 0,
             entries: Vec::new(),
@@ -120,6 +138,35 @@ impl Link {
         }
     }
 
+    /// A fresh answer is behind a list that a client holds: the shard has to open a larger epoch. Returns whether it will
+    /// be asked to.
+    pub(super) fn demand_epoch(&mut self, above: u32) -> bool {
+        if above > self.epoch.saturating_add(CLIENT_EPOCHS_AHEAD) {
+            return false;
+        }
+        self.epoch_seen = self.epoch_seen.max(above + 1);
+        self.wants_greeting = true;
+        true
+    }
+
+    /// Gives the connection up when nothing has come back for `silence_max`: the shard's machine may be gone without a word,
+    /// and a link that only waits would not find out.
+    pub(super) fn give_up_silent(&mut self, silence_max: u64, now: Nanos) {
+        if self.conn.is_some() && self.unanswered_since.is_some_and(|at| now.since(at) > silence_max) {
+            self.unanswered_since = None;
+            self.state = LinkState::Down(now);
+        }
+    }
+
+    /// Gives the connection up for a new greeting, if one is wanted and the last was long enough ago.
+    pub(super) fn greet_again(&mut self, now: Nanos) {
+        let due = self.greeted_for_client.is_none_or(|at| now.since(at) >= GREETING_INTERVAL);
+        if self.wants_greeting && due && self.is_up() {
+            (self.wants_greeting, self.greeted_for_client) = (false, Some(now));
+            self.state = LinkState::Down(now);
+        }
+    }
+
     /// The shard has answered. What was in flight is unknown; everything is told again after this. Returns whether the
     /// shard's run is the one that this session knew.
     pub(super) fn welcome(&mut self, run: u64, last_sequence: u64, epoch: u32) -> bool {
@@ -130,6 +177,9 @@ impl Link {
         self.sequence = last_sequence;
         self.retry = RETRY.0;
         self.next_heartbeat = Nanos(0);
+        // Everything is asked anew over this connection, so every answer over it is newer than what was asked before.
+        (self.answered, self.question_open) = (self.question, false);
+        self.wants_greeting = false;
         if !same_run {
             (self.mark, self.settled) = (0, false);
             self.confirmed.clear();
@@ -140,6 +190,7 @@ impl Link {
     /// The connection is gone, or never came up.
     pub(super) fn lose(&mut self, now: Nanos) {
         self.conn = None;
+        self.unanswered_since = None;
         self.state = LinkState::Down(now.after(self.retry));
         self.retry = (self.retry * 2).min(RETRY.1);
         self.decoder = Decoder::default();
@@ -184,6 +235,20 @@ impl Link {
         }
     }
 
+    /// Queues an interest and returns the number of the question. Once `answered` has reached it, the next diff of the data
+    /// id is the answer: what the shard sent before it got the question has come before.
+    pub(super) fn ask(&mut self, item: SubscribeItem) -> u64 {
+        if !self.is_up() {
+            // Everything is asked when the link comes up.
+            return self.question;
+        }
+        self.subscribe(item);
+        if !std::mem::replace(&mut self.question_open, true) {
+            self.question += 1;
+        }
+        self.question
+    }
+
     /// Queues any other message, behind what was queued before.
     pub(super) fn send(&mut self, message: &Message<'_>) {
         if self.is_up() {
@@ -196,6 +261,9 @@ impl Link {
     pub(super) fn close_frames(&mut self) {
         self.close_write();
         self.close_subscribe();
+        if std::mem::take(&mut self.question_open) {
+            Message::Ping(self.question).write(&mut self.out);
+        }
     }
 
     /// The writes that a shard's answer decides, in their order.

@@ -174,6 +174,10 @@ impl Session {
     pub(super) fn decided(&mut self, shard: usize, sequence: u64, outcomes: Outcomes<'_>) {
         let Some(sent) = self.links[shard].decided(sequence) else { return };
         for ((key, version), outcome) in sent.into_iter().zip(outcomes.iter()) {
+            if let Ok(revision) = outcome {
+                let link = &mut self.links[shard];
+                link.epoch_seen = link.epoch_seen.max(revision.epoch());
+            }
             if outcome == Err(Refusal::NameUnknown) {
                 self.links[shard].forget_name(key.0);
                 self.forward(shard, key);
@@ -228,6 +232,7 @@ impl Session {
         let link = &mut self.links[shard];
         if link.is_up() && now >= link.next_heartbeat {
             link.next_heartbeat = now.after(self.config.heartbeat_interval);
+            link.unanswered_since.get_or_insert(now);
             let message = Message::Heartbeat { mark: link.mark, digest: link.digest };
             link.send(&message);
             self.metrics.link_writes_in_flight.set(link.in_flight() as i64);
@@ -246,7 +251,9 @@ impl Session {
         let link = &mut self.links[shard];
         link.mark = mark;
         link.confirmed = confirmed.into_iter().collect();
-        link.settled = settled;
+        if settled && !std::mem::replace(&mut link.settled, settled) {
+            self.vouch(shard);
+        }
         let link = &self.links[shard];
         let due = self.cache.retained_due(shard, |owner| settled || link.confirmed.contains(&owner));
         for number in due {

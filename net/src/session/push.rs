@@ -172,8 +172,9 @@ fn gather(
         if held >= batch_max {
             return (true, snapshots);
         }
+        let reader = (client.conn.index() as u32, subscription.sent);
         let (to, is_snapshot) =
-            cache.frames_since(subscription.datum, subscription.sent, batch_max - held, MERGE_ABOVE, frames);
+            cache.frames_since(subscription.datum, reader, batch_max - held, MERGE_ABOVE, frames);
         let large = frames.last().is_some_and(|frame| frame.len() >= LARGE_FRAME_BYTES);
         if large && (held > 0 || !client.out.is_empty()) {
             // It goes by itself, after these.

@@ -8,7 +8,7 @@ use slotcast_engine::{
 
 use crate::{
     session::{
-        cache::{Applied, Resumed, Waiting},
+        cache::{Applied, Datum, Resumed, Waiting},
         client::{AWAITING, Client, Subscription, VACANT},
         core::{Peer, Session, mark},
     },
@@ -103,8 +103,20 @@ impl Session {
                 self.metrics.resumed_current.inc();
                 sent
             }
+            Resumed::Merge => {
+                if let Some(datum) = self.cache.get_mut(number) {
+                    let frame = datum.merge_frame(since);
+                    if !datum.provisional.contains(&index) {
+                        datum.provisional.push(index);
+                    }
+                    if let Some(client) = self.client(index as usize) {
+                        client.out.extend_from_slice(&frame);
+                    }
+                }
+                revision
+            }
             Resumed::Ahead => {
-                self.wait(index, number, since, digest, known);
+                self.wait(index, number, since, digest);
                 AWAITING
             }
         };
@@ -118,15 +130,14 @@ impl Session {
         }
     }
 
-    fn wait(&mut self, index: u32, number: u32, since: Revision, digest: u64, known: bool) {
+    fn wait(&mut self, index: u32, number: u32, since: Revision, digest: u64) {
         let Some(datum) = self.cache.get_mut(number) else { return };
         datum.waiting.retain(|waiting| waiting.client != index);
-        datum.waiting.push(Waiting { client: index, since, digest });
-        if known {
-            let ask = SubscribeItem { id: datum.id.clone(), since: datum.revision, digest: 0 };
-            let shard = datum.shard;
-            self.links[shard].subscribe(ask);
-        }
+        let asked = datum.known.then(|| {
+            let link = &mut self.links[datum.shard];
+            link.ask(SubscribeItem { id: datum.id.clone(), since: datum.since(link.run), digest: 0 })
+        });
+        datum.waiting.push(Waiting { client: index, since, digest, asked });
     }
 
     /// A client no longer wants data ids.
@@ -155,6 +166,7 @@ impl Session {
         let Some(datum) = self.cache.get_mut(number) else { return };
         self.metrics.subscriptions.dec();
         datum.waiting.retain(|waiting| waiting.client != index);
+        datum.provisional.retain(|client| *client != index);
         let position = subscription.position as usize;
         debug_assert_eq!(datum.subscribers.get(position), Some(&index));
         datum.subscribers.swap_remove(position);
@@ -186,11 +198,11 @@ impl Session {
         }
     }
 
-    /// A link is up: ask for every data id of that shard, from where the cache stands if the shard's run is the same.
-    pub(super) fn ask_all(&mut self, shard: usize, same_run: bool) {
+    /// A link is up: ask for every data id of that shard, from where the cache stands if that is of the shard's run.
+    pub(super) fn ask_all(&mut self, shard: usize) {
         let (cache, links) = (&self.cache, &mut self.links);
         for (_, datum) in cache.iter().filter(|(_, datum)| datum.shard == shard) {
-            let since = if same_run { datum.revision } else { Revision::ZERO };
+            let since = datum.since(links[shard].run);
             links[shard].subscribe(SubscribeItem { id: datum.id.clone(), since, digest: 0 });
         }
     }
@@ -220,7 +232,8 @@ impl Session {
         let Some(number) = self.cache.find(diff.datum) else { return };
         let link = &self.links[shard];
         let epoch = diff.to.epoch();
-        let applied = self.cache.apply(number, diff, |owner| {
+        let settled = link.settled;
+        let applied = self.cache.apply(number, diff, link.run, |owner| {
             link.settled || link.confirmed.contains(&owner) || owner == self.config.id
         });
         self.links[shard].epoch_seen = self.links[shard].epoch_seen.max(epoch);
@@ -243,7 +256,29 @@ impl Session {
                 }
             }
         }
+        if settled && applied != Applied::Gap {
+            let provisional = self.cache.get_mut(number).map(Datum::vouch).unwrap_or_default();
+            provisional.into_iter().for_each(|index| self.send_whole(index, number));
+        }
         self.settle_waiting(number);
+    }
+
+    /// A shard's run has waited for everybody.
+    pub(super) fn vouch(&mut self, shard: usize) {
+        for (index, number) in self.cache.vouch(shard) {
+            self.send_whole(index, number);
+        }
+    }
+
+    /// A subscriber that was told to keep what it holds gets the list as it is.
+    fn send_whole(&mut self, index: u32, number: u32) {
+        if let Some(client) = self.client(index as usize)
+            && let Some(held) = client.subscriptions.iter_mut().find(|held| held.datum == number)
+            && held.sent != AWAITING
+        {
+            held.sent = Revision::ZERO;
+            self.mark_dirty(index);
+        }
     }
 
     /// Every subscriber of a data id has something to get.
@@ -260,21 +295,30 @@ impl Session {
         if !datum.known || datum.waiting.is_empty() {
             return;
         }
-        let revision = datum.revision;
-        for waiting in std::mem::take(&mut datum.waiting) {
-            // A claim that is still ahead of a fresh answer is of a history that no longer exists.
-            let since = if waiting.since > revision && !self.holds_current(number, waiting.digest) {
-                Revision::ZERO
-            } else {
-                waiting.since
-            };
-            if matches!(self.peers.get(waiting.client as usize), Some(Peer::Client(_))) {
-                self.settle(waiting.client, number, since, waiting.digest);
+        let (revision, shard) = (datum.revision, datum.shard);
+        for mut waiting in std::mem::take(&mut datum.waiting) {
+            if !matches!(self.peers.get(waiting.client as usize), Some(Peer::Client(_))) {
+                continue;
             }
+            let Some(datum) = self.cache.get_mut(number) else { return };
+            let link = &mut self.links[shard];
+            let mut since = waiting.since;
+            if since > revision && waiting.digest != datum.digest() {
+                let fresh = waiting.asked.is_some_and(|question| question <= link.answered);
+                if !fresh || link.demand_epoch(since.epoch()) {
+                    // What came is older than the question. Or it is an answer, and the claim is of a history that no
+                    // longer exists: then a larger epoch has to be opened first, or the client would be led back.
+                    if waiting.asked.is_none() || fresh {
+                        let since = datum.since(link.run);
+                        let ask = SubscribeItem { id: datum.id.clone(), since, digest: 0 };
+                        waiting.asked = Some(link.ask(ask));
+                    }
+                    datum.waiting.push(waiting);
+                    continue;
+                }
+                since = Revision::ZERO;
+            }
+            self.settle(waiting.client, number, since, waiting.digest);
         }
-    }
-
-    fn holds_current(&self, number: u32, digest: u64) -> bool {
-        self.cache.get(number).is_some_and(|datum| datum.digest() == digest)
     }
 }

@@ -2,11 +2,12 @@
 
 use std::{
     io,
-    net::TcpListener,
+    net::{Shutdown, TcpListener},
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
 };
 
 use io_uring::cqueue;
+use socket2::SockRef;
 
 use super::{Event, RingSockets, kernel::Completion, slab::File, token::Kind};
 
@@ -37,6 +38,14 @@ impl Listener {
     /// Lets accepting go on after a failure.
     pub fn unblock(&mut self) {
         self.blocked = false;
+    }
+}
+
+impl Drop for Listener {
+    /// An armed accept holds the socket until the kernel has taken the ring down, some time after this. The port is to be
+    /// free for the next listener at once.
+    fn drop(&mut self) {
+        let _ = SockRef::from(&self.socket).shutdown(Shutdown::Both);
     }
 }
 

@@ -182,7 +182,7 @@ fn a_claim_to_hold_an_impossible_revision_leaves_the_link_alone() {
     let mut owner = Raw::connect(scene.cluster.addr(0), 901);
     owner.publish(&service, 1, 1, 1, b"a");
     let mut raw = scene.raw();
-    for epoch in [2, 1000, 100_000, (1 << 24) - 1] {
+    for epoch in [100_000, 1 << 20, (1 << 24) - 1] {
         let since = Revision((epoch << 40) + 5);
         raw.send(&Message::Unsubscribe(vec![service.key()]));
         raw.send(&Message::Subscribe(vec![SubscribeItem { id: service.clone(), since, digest: 77 }]));

@@ -271,6 +271,11 @@ impl Network {
     }
 
     fn forget(&mut self, pair: usize, end: usize) {
+        let (near, far) = (self.pairs[pair].ends[end].host, self.pairs[pair].ends[1 - end].host);
+        if self.is_blocked(near, far) {
+            // What was lost on the way is not sent again.
+            self.pairs[pair].pipes[end].items.retain(|(_, item)| !matches!(item, Item::Data(_)));
+        }
         let ended = &mut self.pairs[pair].ends[end];
         ended.state = State::Closed;
         ended.rest.clear();

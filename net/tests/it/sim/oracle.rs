@@ -3,19 +3,19 @@
 //! The oracle sees everything: what every client wants, which connection each registration came over, when a session saw
 //! that connection end, and the lists of the data node at every revision it has ever answered at. The promises:
 //!
-//! 1. *One history.* A revision names one list for ever (rule 1), and a subscriber's revision never goes back within one
-//!    subscription.
+//! 1. *One history.* A revision names one list for ever, as far as a session that has linked to a run of the data node
+//!    knew of its earlier runs (rule 1), and a subscriber's revision never goes back within one subscription.
 //! 2. *Complete.* A subscriber's list at a revision holds everything that the data node's list held there, with that
 //!    content; nothing that was never published.
-//! 3. *Nothing stale.* What it holds beyond that was never listed by that run of the data node: it is kept only because
-//!    absence is not removal (rule 6).
+//! 3. *Nothing stale.* What it holds beyond that was listed when the run of the data node before ended, or that run is young:
+//!    it is kept only because absence is not removal, until the session has heard that its owner is complete (rule 6).
 //! 4. *No wrong removal.* The data node unlists a registration only if its client withdrew it, or if the owning session
 //!    saw that connection end and its grace (in a storm, or when the session itself closed it: its lease) is over, or if
 //!    the lease of the owning session has run out in running time of the data node (rules 3, 7, 8).
 //! 5. *Absence is not removal.* A registration that the new run of a data node has never listed vanishes from a
 //!    subscriber only for one of the reasons of 4, where the lease counts from the start of that run (rule 6).
-//! 6. *No resurrection.* Once a removal is acknowledged, no list at or above its revision holds the registration until it
-//!    is published again (rules 3, 5). Content never goes back to an older one.
+//! 6. *No resurrection.* Once a removal is acknowledged, the data node does not list the registration until it is
+//!    published again (rules 3, 5), and by 3 nobody else does. Content never goes back to an older one.
 //! 7. *Acknowledged means in effect.* The list at the revision of an acknowledgement holds, or lacks, what was
 //!    acknowledged (rule 10). Nobody who does nothing wrong is refused.
 //! 8. *In the end* every list is exactly the set of registrations that clients hold (checked when all is healed).
@@ -48,6 +48,9 @@ const STORM_DROPS_MIN: usize = 8;
 const SLACK: u64 = 100 * MS;
 /// Renewals of a lease come with heartbeats; other bytes may come later than the last of these.
 const HEARTBEAT_SLACK: u64 = SECOND;
+
+/// How long after its start a run of the data node may be unsettled to a session that it has no good connection with.
+const UNSETTLED_MAX: u64 = LEASE + 40 * SECOND;
 
 /// What was found to be wrong.
 #[derive(Clone, Debug)]
@@ -112,6 +115,10 @@ struct Incarnation {
     storms: Vec<(u64, u64)>,
     /// In running time of the data node.
     heard_at: u64,
+    /// Leader epochs it was told in the greetings of the data node's runs, and the one that is under way.
+    epochs: BTreeMap<usize, u32>,
+    offered: Option<(usize, u32)>,
+    known_by: BTreeSet<usize>,
 }
 
 /// How often what was reached.
@@ -149,6 +156,7 @@ pub struct Oracle {
     run_started: Vec<u64>,
     /// The data node's clock without its pauses.
     node_paused: u64,
+    node_turned_at: u64,
     slot_seen: BTreeMap<SlotId, Revision>,
     lists: Vec<List>,
     history: BTreeMap<(usize, Revision), Vec<(usize, List)>>,
@@ -179,6 +187,7 @@ impl Oracle {
             run: 0,
             run_started: Vec::new(),
             node_paused: 0,
+            node_turned_at: 0,
             slot_seen: BTreeMap::new(),
             history: BTreeMap::new(),
             first_listed: BTreeMap::new(),
@@ -312,6 +321,12 @@ impl Oracle {
     }
 
     pub fn node_started(&mut self) {
+        // A run that outlived every lease has waited for the owners of what it never listed.
+        let before = self.run;
+        if before > 0 && self.node_turned_at + SLACK >= self.run_started[before - 1] + LEASE {
+            let listed = &self.first_listed;
+            self.truth.retain(|register, _| listed.contains_key(&(*register, before)));
+        }
         self.run += 1;
         self.run_started.push(self.now);
         self.carried.push(self.truth.clone());
@@ -323,6 +338,21 @@ impl Oracle {
         let at = self.now - self.node_paused;
         if let Some(session) = self.sessions.get_mut(&id) {
             session.heard_at = at;
+            session.known_by.insert(self.run);
+        }
+    }
+
+    pub fn node_greeted(&mut self, id: SessionId, epoch: u32) {
+        if let Some(session) = self.sessions.get_mut(&id) {
+            session.offered = Some((self.run, epoch));
+        }
+    }
+
+    pub fn session_heard_node(&mut self, id: SessionId) {
+        if let Some(session) = self.sessions.get_mut(&id)
+            && let Some((run, epoch)) = session.offered.take()
+        {
+            session.epochs.insert(run, epoch);
         }
     }
 
@@ -333,6 +363,7 @@ impl Oracle {
     // What the data node lists.
 
     pub fn node_turn(&mut self, node: &Node) {
+        self.node_turned_at = self.now;
         for slot in node.shard().slots() {
             let revision = slot.revision();
             if self.slot_seen.insert(slot.id(), revision) == Some(revision) {
@@ -391,12 +422,22 @@ impl Oracle {
         let run = self.run;
         let same = |held: &List, list: &List| held.keys().eq(list.keys());
         let known = self.history.entry((datum, revision)).or_default();
-        let reused = known.iter().any(|(_, held)| !same(held, &list));
+        let others: Vec<usize> =
+            known.iter().filter(|(_, held)| !same(held, &list)).map(|(run, _)| *run).collect();
         known.push((run, list.clone()));
         self.lists[datum] = list;
-        if reused {
+        for other in others {
             self.seen.revisions_reused += 1;
-            self.fail(Some(datum), format!("revision {revision} names two lists"));
+            let told = self.sessions.values().any(|session| {
+                let knew = session.epochs.get(&other).is_some_and(|epoch| *epoch >= revision.epoch());
+                knew && session.known_by.contains(&run)
+            });
+            if told || other == run {
+                self.fail(
+                    Some(datum),
+                    format!("revision {revision} names two lists, of runs {other} and {run}"),
+                );
+            }
         }
     }
 
@@ -435,15 +476,19 @@ impl Oracle {
         self.regs.get(&register).is_some_and(|reg| reg.withdrawn >= Some(held.content))
     }
 
-    /// Whether the owner has seen the end of the connection that this came over, and its grace is over.
+    /// Whether a session has seen the end of the connection that this came over, or of one that it was told over again
+    /// since, and the grace is over.
     fn has_departed(&self, register: RegisterId, held: &Held) -> bool {
         let Some(reg) = self.regs.get(&register) else { return false };
-        let Some(pair) = self.attached.get(&(reg.client, held.attach)) else { return false };
-        let Some(attachment) = self.attachments.get(pair).filter(|it| it.owner == held.owner) else {
-            return false;
-        };
+        let latest = self.attach_counts.get(&reg.client).copied().unwrap_or(0);
+        (held.attach..=latest).any(|attach| self.has_left(reg.client, attach))
+    }
+
+    fn has_left(&self, client: usize, attach: u32) -> bool {
+        let Some(pair) = self.attached.get(&(client, attach)) else { return false };
+        let Some(attachment) = self.attachments.get(pair) else { return false };
         let Some((at, ending)) = attachment.ended else { return false };
-        let storms = &self.sessions[&held.owner].storms;
+        let storms = &self.sessions[&attachment.owner].storms;
         let stretched = |(begin, until): &(u64, u64)| {
             *begin + SLACK <= at + GRACE && self.now + SLACK < (*until).min(at + LEASE)
         };
@@ -559,11 +604,11 @@ impl Oracle {
         } else if resuming {
             self.seen.resumed_by_diff += 1;
         }
-        if revision < revision_before || (revision == revision_before && !is_snapshot) {
+        if revision < revision_before || (revision == revision_before && !is_snapshot && !resuming) {
             let text = format!("client {client} goes from {revision_before} back to {revision}");
             self.fail(Some(datum), text);
         }
-        let Some((run, truth)) = self.truth_at(datum, revision) else {
+        let Some((run, truth)) = self.truth_for(datum, revision, &list) else {
             self.fail(Some(datum), format!("client {client} is at {revision}, which never was"));
             return;
         };
@@ -593,6 +638,20 @@ impl Oracle {
         self.history.get(&(datum, revision))?.last().cloned()
     }
 
+    /// The list of this revision; where a run of the data node has reused it, the one that fits.
+    fn truth_for(
+        &self,
+        datum: usize,
+        revision: Revision,
+        list: &BTreeMap<RegisterId, usize>,
+    ) -> Option<(usize, List)> {
+        let known = self.history.get(&(datum, revision))?;
+        let fits = |(_, truth): &&(usize, List)| {
+            truth.iter().all(|(register, held)| list.get(register) == Some(&held.content))
+        };
+        known.iter().rev().find(fits).or(known.last()).cloned()
+    }
+
     /// Promise 2.
     fn check_complete(
         &mut self,
@@ -613,7 +672,7 @@ impl Oracle {
         }
     }
 
-    /// Promises 3 and 6.
+    /// Promise 3.
     fn check_extra(
         &mut self,
         client: usize,
@@ -624,8 +683,9 @@ impl Oracle {
         truth: &List,
     ) {
         for register in list.keys().filter(|register| !truth.contains_key(register)) {
-            let listed = self.first_listed.get(&(*register, run));
-            if listed.is_some_and(|first| *first <= revision) || run == 1 {
+            let before = run.checked_sub(1).and_then(|run| self.carried.get(run));
+            let young = self.run_started[run - 1] + UNSETTLED_MAX > self.now;
+            if !young && !before.is_some_and(|before| before.contains_key(register)) {
                 let text = format!(
                     "client {client} at {revision} still has {:04x}, unlisted before",
                     register.0 >> 48

@@ -9,7 +9,7 @@ use slotcast_net::wire::{Frame, Message, header::FRAME_BYTES_MAX};
 use super::network::MS;
 
 /// Lines of a trace that are printed.
-const LINES_MAX: usize = 400;
+const LINES_MAX: usize = 400000;
 
 /// One line: when, which data id if only one, what.
 struct Line {

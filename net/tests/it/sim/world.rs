@@ -166,7 +166,11 @@ pub struct World {
     last_turn: Vec<u64>,
     /// Data ids that a client has wanted again on this connection after it had not.
     rewanted: BTreeSet<usize>,
-    is_quiet: bool,
+    /// Clients that have been told to leave.
+    leaving: BTreeSet<usize>,
+    /// Links over which a session has said something, and sessions that greet the data node in this turn.
+    greeted: BTreeSet<usize>,
+    greeting: Vec<SessionId>,
 }
 
 /// Sizes that differ between seeds.
@@ -215,7 +219,9 @@ impl World {
             spins: vec![0; hosts],
             last_turn: vec![0; hosts],
             rewanted: BTreeSet::new(),
-            is_quiet: false,
+            leaving: BTreeSet::new(),
+            greeted: BTreeSet::new(),
+            greeting: Vec::new(),
         };
         world.prepare();
         world
@@ -473,7 +479,13 @@ impl World {
             }
             (Actor::Client(..), Inbound::Closed(_)) => self.reached.client_losses += 1,
             (Actor::Session(id, _), Inbound::Accepted) => self.oracle.session_accepted(pair, *id),
-            (Actor::Session(..), Inbound::Received(_)) => self.oracle.session_heard(pair),
+            (Actor::Session(id, _), Inbound::Received(_)) => {
+                if self.net.pairs[pair].ends[1].host == NODE {
+                    self.oracle.session_heard_node(*id);
+                } else {
+                    self.oracle.session_heard(pair);
+                }
+            }
             (Actor::Session(..), Inbound::Closed(reason)) => {
                 if self.net.pairs[pair].ends[1].host == NODE {
                     self.reached.link_losses += 1;
@@ -485,6 +497,9 @@ impl World {
                 let peer = self.net.pairs[pair].ends[0].host;
                 if let Some(Actor::Session(id, _)) = &self.actors[peer] {
                     self.oracle.node_heard(*id);
+                    if self.greeted.insert(pair) {
+                        self.greeting.push(*id);
+                    }
                 }
             }
             _ => {}
@@ -493,9 +508,14 @@ impl World {
 
     fn after_turn(&mut self, host: usize, actor: &mut Actor) {
         match actor {
-            Actor::Node(node) => self.oracle.node_turn(node),
+            Actor::Node(node) => {
+                for session in std::mem::take(&mut self.greeting) {
+                    self.oracle.node_greeted(session, node.shard().epoch());
+                }
+                self.oracle.node_turn(node);
+            }
             Actor::Client(serial, client) => {
-                while let Some(update) = client.poll_update() {
+                while let Some(update) = client.poll_update().filter(|_| !self.leaving.contains(serial)) {
                     self.oracle.update(*serial, &update);
                 }
             }
@@ -609,6 +629,7 @@ impl World {
                 if let Some(Actor::Client(serial, client)) = &mut self.actors[host] {
                     client.leave();
                     self.oracle.left(*serial);
+                    self.leaving.insert(*serial);
                     self.net.wake(host, now);
                 }
             }
@@ -660,6 +681,9 @@ impl World {
 
     fn operate_on(&mut self, host: usize) {
         let Some(Actor::Client(serial, client)) = &mut self.actors[host] else { return };
+        if self.leaving.contains(serial) {
+            return;
+        }
         self.reached.operations += 1;
         let (rng, oracle, serial) = (&mut self.net.rng, &mut self.oracle, *serial);
         let datum = rng.below(DATUMS);
@@ -711,7 +735,6 @@ impl World {
 
     /// All faults end, and everybody is there again.
     fn quiet(&mut self) {
-        self.is_quiet = true;
         self.oracle.say(None, || "quiet: all is healed".into());
         self.net.heal_all();
         for host in 0..self.actors.len() {
