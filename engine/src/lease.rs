@@ -17,11 +17,17 @@ use crate::{
 /// A tick later than this after the one before it extends every lease by the gap.
 pub const TICK_GAP_MAX: u64 = Nanos::SECOND;
 
+/// One session's lease.
+struct Lease {
+    opened: Nanos,
+    renewed: Nanos,
+    expires: Nanos,
+}
+
 /// The leases of all sessions that hold registrations or links here.
 pub struct Leases {
     duration: u64,
-    expires: BTreeMap<SessionId, Nanos>,
-    opened: BTreeMap<SessionId, Nanos>,
+    leases: BTreeMap<SessionId, Lease>,
     ended: BTreeSet<SessionId>,
     ended_order: VecDeque<SessionId>,
     last_tick: Option<Nanos>,
@@ -33,8 +39,7 @@ impl Leases {
     pub fn new(duration: u64) -> Self {
         Self {
             duration,
-            expires: BTreeMap::new(),
-            opened: BTreeMap::new(),
+            leases: BTreeMap::new(),
             ended: BTreeSet::new(),
             ended_order: VecDeque::new(),
             last_tick: None,
@@ -47,19 +52,20 @@ impl Leases {
         if self.ended.contains(&session) {
             return Err(Refusal::SessionEnded);
         }
-        self.expires.insert(session, now.after(self.duration));
-        self.opened.entry(session).or_insert(now);
+        let expires = now.after(self.duration);
+        let lease = self.leases.entry(session).or_insert(Lease { opened: now, renewed: now, expires });
+        (lease.renewed, lease.expires) = (now, expires);
         Ok(())
     }
 
     /// Whether the lease is running.
     pub fn is_alive(&self, session: SessionId) -> bool {
-        self.expires.contains_key(&session)
+        self.leases.contains_key(&session)
     }
 
     /// Sessions with a running lease.
     pub fn alive(&self) -> impl Iterator<Item = SessionId> {
-        self.expires.keys().copied()
+        self.leases.keys().copied()
     }
 
     /// Sessions that are overdue but kept, because too many are overdue together.
@@ -74,18 +80,18 @@ impl Leases {
         if gap > TICK_GAP_MAX {
             // What was renewed after the gap has not lived through it.
             let whole = now.after(self.duration);
-            for expires in self.expires.values_mut() {
-                *expires = expires.after(gap).min(whole);
+            for lease in self.leases.values_mut() {
+                lease.expires = lease.expires.after(gap).min(whole);
             }
         }
         let overdue: Vec<SessionId> =
-            self.expires.iter().filter(|(_, at)| **at <= now).map(|(session, _)| *session).collect();
+            self.leases.iter().filter(|(_, lease)| lease.expires <= now).map(|(id, _)| *id).collect();
         self.held_back = 0;
         if overdue.is_empty() {
             return overdue;
         }
         let missing = self.missing(now);
-        if missing >= 2 && missing * 3 > self.expires.len() {
+        if missing >= 2 && missing * 3 > self.leases.len() {
             self.held_back = overdue.len();
             return Vec::new();
         }
@@ -98,19 +104,15 @@ impl Leases {
     /// Sessions that would expire about now and that no newer one stands for.
     fn missing(&self, now: Nanos) -> usize {
         let soon = now.after(self.duration / 6);
-        let late = self.expires.values().filter(|at| **at <= soon);
-        let Some(first) = late.clone().min() else { return 0 };
-        let silent_since = Nanos(first.0.saturating_sub(self.duration));
-        let newer = |(session, at): &(&SessionId, &Nanos)| {
-            **at > soon && self.opened.get(session).is_some_and(|opened| *opened >= silent_since)
-        };
-        late.count().saturating_sub(self.expires.iter().filter(newer).count())
+        let late = self.leases.values().filter(|lease| lease.expires <= soon);
+        let Some(silent_since) = late.clone().map(|lease| lease.renewed).min() else { return 0 };
+        let newer = |lease: &&Lease| lease.expires > soon && lease.opened >= silent_since;
+        late.count().saturating_sub(self.leases.values().filter(newer).count())
     }
 
     /// Ends a lease at once: the session said goodbye.
     pub fn end(&mut self, session: SessionId) {
-        self.expires.remove(&session);
-        self.opened.remove(&session);
+        self.leases.remove(&session);
         if self.ended.insert(session) {
             self.ended_order.push_back(session);
         }

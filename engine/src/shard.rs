@@ -269,9 +269,9 @@ impl Shard {
         }
         self.opened_at.get_or_insert(now);
         // Whatever still arrives over an earlier link of this incarnation was sent before what comes over this one.
-        for (other, link) in self.links.iter_mut().filter(|(other, link)| {
-            **other != reader && link.session == Some(session)
-        }) {
+        for (other, link) in
+            self.links.iter_mut().filter(|(other, link)| **other != reader && link.session == Some(session))
+        {
             link.session = None;
             self.interests.close(*other);
         }

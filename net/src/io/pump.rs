@@ -107,9 +107,17 @@ fn run<R: Role + 'static>(
         sockets.listen_on(listener)?;
     }
     started.send(sockets.waker()?).map_err(|_| anyhow!("nobody waits for this thread"))?;
-    let result = pump(&mut sockets, &mut make(), stop);
-    stop.store(true, Ordering::Release);
-    result.context("driving the sockets")
+    let _ended = Ended(stop);
+    pump(&mut sockets, &mut make(), stop).context("driving the sockets")
+}
+
+/// Tells that the loop has ended, also when it ended in a panic.
+struct Ended<'a>(&'a AtomicBool);
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
 }
 
 fn pump(sockets: &mut RingSockets, role: &mut impl Role, stop: &AtomicBool) -> io::Result<()> {

@@ -75,7 +75,7 @@ pub fn metric(addr: SocketAddr, name: &str, label: &str) -> f64 {
 }
 
 /// Asks for a metric until it is as wanted; each question waits for its answer.
-pub fn until_metric(addr: SocketAddr, name: &str, label: &str, wanted: impl Fn(f64) -> bool) {
+pub fn until_metric(addr: SocketAddr, name: &str, label: &str, mut wanted: impl FnMut(f64) -> bool) {
     let begin = std::time::Instant::now();
     while !wanted(metric(addr, name, label)) {
         assert!(begin.elapsed() < PATIENCE, "{name} {label} is {}", metric(addr, name, label));

@@ -29,10 +29,11 @@ pub struct Raw {
     owner: SessionId,
 }
 
-/// A connection of a bare socket with as small a receive buffer as the system allows.
+/// A connection of a bare socket with a small receive buffer. With the smallest possible one the kernel would open the
+/// window again only from time to time.
 pub fn narrow_stream(addr: SocketAddr) -> TcpStream {
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
-    socket.set_recv_buffer_size(1).unwrap();
+    socket.set_recv_buffer_size(32 * 1024).unwrap();
     socket.connect(&addr.into()).unwrap();
     socket.into()
 }

@@ -139,7 +139,10 @@ impl Ring {
         let token = Token::new(Kind::Send, slot, conn.generation);
         let entry = send_entry(conn.file.target(), bytes).flags(flags).user_data(token.encode());
         common.stats.sends += 1;
-        self.push(entry, common)
+        self.push(entry, common)?;
+        // A full queue was submitted on the way: only now is it known which round takes this send.
+        self.slab.get(slot).batch = self.batch;
+        Ok(())
     }
 
     /// Submits everything queued, and arms what short sends made necessary.

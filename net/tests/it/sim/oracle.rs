@@ -44,6 +44,8 @@ use super::{
 
 /// Fewer drops than this are never a storm, as the session documents it.
 const STORM_DROPS_MIN: usize = 8;
+/// So many more are a storm to both, however a drop at the edge of the grace is counted.
+const STORM_MARGIN: usize = 2;
 /// Times seen by the oracle and by a role may differ by a turn.
 const SLACK: u64 = 100 * MS;
 /// Renewals of a lease come with heartbeats; other bytes may come later than the last of these.
@@ -103,6 +105,7 @@ enum Ending {
 struct Attachment {
     owner: SessionId,
     heard_at: u64,
+    has_spoken: bool,
     ended: Option<(u64, Ending)>,
 }
 
@@ -154,6 +157,7 @@ pub struct Oracle {
     views: BTreeMap<(usize, usize), View>,
     run: usize,
     run_started: Vec<u64>,
+    run_ended: Vec<u64>,
     /// The data node's clock without its pauses.
     node_paused: u64,
     node_turned_at: u64,
@@ -186,6 +190,7 @@ impl Oracle {
             views: BTreeMap::new(),
             run: 0,
             run_started: Vec::new(),
+            run_ended: Vec::new(),
             node_paused: 0,
             node_turned_at: 0,
             slot_seen: BTreeMap::new(),
@@ -281,13 +286,14 @@ impl Oracle {
     }
 
     pub fn session_accepted(&mut self, pair: usize, owner: SessionId) {
-        self.attachments.insert(pair, Attachment { owner, heard_at: self.now, ended: None });
+        let attachment = Attachment { owner, heard_at: self.now, has_spoken: false, ended: None };
+        self.attachments.insert(pair, attachment);
         self.sessions.entry(owner).or_default().clients += 1;
     }
 
     pub fn session_heard(&mut self, pair: usize) {
         if let Some(attachment) = self.attachments.get_mut(&pair) {
-            attachment.heard_at = self.now;
+            (attachment.heard_at, attachment.has_spoken) = (self.now, true);
         }
     }
 
@@ -297,13 +303,16 @@ impl Oracle {
         let silent = now - attachment.heard_at + SLACK >= CLIENT_TIMEOUT;
         let ending = if reason == CloseReason::Local && !silent { Ending::Evicted } else { Ending::Dropped };
         attachment.ended = Some((now, ending));
-        let owner = attachment.owner;
+        let (owner, counts) = (attachment.owner, attachment.has_spoken && ending == Ending::Dropped);
         let Some(session) = self.sessions.get_mut(&owner) else { return };
         session.clients -= 1;
+        if !counts {
+            return;
+        }
         session.drops.retain(|at| now - at <= GRACE);
         session.drops.push(now);
         let drops = session.drops.len();
-        if drops >= STORM_DROPS_MIN && drops * 10 > session.clients + drops {
+        if drops >= STORM_DROPS_MIN + STORM_MARGIN && drops * 10 > session.clients + drops {
             session.storms.push((now, now + LEASE));
         }
         self.say(None, || format!("session {} saw the end of connection {pair}: {ending:?}", owner.0));
@@ -323,6 +332,9 @@ impl Oracle {
     pub fn node_started(&mut self) {
         // A run that outlived every lease has waited for the owners of what it never listed.
         let before = self.run;
+        if before > 0 {
+            self.run_ended.push(self.node_turned_at);
+        }
         if before > 0 && self.node_turned_at + SLACK >= self.run_started[before - 1] + LEASE {
             let listed = &self.first_listed;
             self.truth.retain(|register, _| listed.contains_key(&(*register, before)));
@@ -721,7 +733,8 @@ impl Oracle {
         }
         // The owner's name travels like any change: who has not heard of a move goes by the former owner.
         let disturbed = self.disturbed.values().any(|at| *at + 10 * SECOND > held.since);
-        if disturbed && held.since + 10 * SECOND > started {
+        let last_word = held.since + SECOND > self.run_ended[run - 2];
+        if last_word || disturbed && held.since + 10 * SECOND > started {
             self.seen.unheard_moves += 1;
             return;
         }
