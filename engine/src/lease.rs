@@ -106,7 +106,10 @@ impl Leases {
         let soon = now.after(self.duration / 6);
         let late = self.leases.values().filter(|lease| lease.expires <= soon);
         let Some(silent_since) = late.clone().map(|lease| lease.renewed).min() else { return 0 };
-        let newer = |lease: &&Lease| lease.expires > soon && lease.opened >= silent_since;
+        let Some(first_opened) = late.clone().map(|lease| lease.opened).min() else { return 0 };
+        let newer = |lease: &&Lease| {
+            lease.expires > soon && lease.opened >= silent_since && lease.opened > first_opened
+        };
         late.count().saturating_sub(self.leases.values().filter(newer).count())
     }
 

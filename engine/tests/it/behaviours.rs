@@ -73,15 +73,19 @@ fn an_older_removal_is_refused_and_an_equal_or_newer_one_removes() {
 }
 
 #[test]
-fn removing_what_is_not_there_changes_nothing() {
+fn removing_what_is_not_there_changes_no_list_and_refuses_who_comes_late() {
     let (mut node, id) = with_one_publisher();
-    let before = node.slot_of(&id).revision();
-    node.write_ok(
-        1,
-        &Frame::of(1).remove(&id, 8, version(9, 9)).remove(&data_id("unheard-of"), 7, version(9, 9)),
-    );
-    assert_eq!(node.slot_of(&id).revision(), before);
-    assert_eq!(node.shard.counts().tombstones, 0);
+    node.subscribe(2, &id);
+    let frame = Frame::of(1).remove(&id, 8, version(9, 1)).remove(&data_id("unheard-of"), 7, version(9, 9));
+    assert!(node.write_ok(1, &frame).is_empty());
+    assert_eq!((node.registers(&id), node.shard.counts().tombstones), (vec![7], 1));
+    // A session that the registration was at before, and that this leader hears of only now.
+    let (outcomes, pushes) = node.write(3, &Frame::of(3).put(&id, 8, version(8, 1), 80, b"late"));
+    assert_eq!((outcomes, pushes.len()), (vec![Err(Refusal::Superseded)], 0));
+    node.write_ok(1, &Frame::of(1).remove(&id, 8, version(9, 2)));
+    let (outcomes, _) = node.write(3, &Frame::of(3).put(&id, 8, version(9, 2), 80, b"late"));
+    assert_eq!(outcomes, [Err(Refusal::Superseded)], "the larger version of two removals counts");
+    assert_eq!(node.shard.counts().tombstones, 1);
 }
 
 #[test]
@@ -252,6 +256,7 @@ fn a_quick_reconnect_with_equal_payload_changes_no_list() {
 #[test]
 fn a_tombstone_stays_until_every_living_session_has_confirmed_a_later_mark() {
     let (mut node, id) = with_one_publisher();
+    node.outlive_a_lease(1..=3);
     let marks: Vec<u64> = (1..=3).map(|session| node.heartbeat(session, 0)).collect();
     node.write_ok(1, &Frame::of(1).remove(&id, 7, version(6, 1)));
     let late = |node: &mut Node| {
@@ -276,8 +281,26 @@ fn a_tombstone_stays_until_every_living_session_has_confirmed_a_later_mark() {
 }
 
 #[test]
+fn a_fresh_leader_keeps_tombstones_until_every_session_had_the_time_to_come() {
+    let (mut node, id) = with_one_publisher();
+    node.write_ok(1, &Frame::of(1).remove(&id, 7, version(6, 1)));
+    for _ in 0..4 {
+        let marks: Vec<u64> = (1..=3).map(|session| node.heartbeat(session, 0)).collect();
+        (1..=3).for_each(|session| _ = node.heartbeat(session, marks[session as usize - 1]));
+        node.tick_after(MILLI);
+    }
+    assert_eq!(node.shard.counts().tombstones, 1, "confirmed by all it knows, but it does not know all");
+    node.open(4);
+    let (outcomes, _) = node.write(4, &Frame::of(4).put(&id, 7, version(5, 1), 70, b"a"));
+    assert_eq!(outcomes, [Err(Refusal::Superseded)]);
+    node.outlive_a_lease(1..=4);
+    assert!(!node.shard.expects(SessionId(5), node.now) && node.shard.expects(SessionId(4), node.now));
+}
+
+#[test]
 fn a_session_that_is_gone_holds_no_tombstone() {
     let (mut node, id) = with_one_publisher();
+    node.outlive_a_lease(1..=3);
     node.write_ok(1, &Frame::of(1).remove(&id, 7, version(6, 1)));
     node.tick_after(MILLI);
     let marks: Vec<u64> = (1..=2).map(|session| node.heartbeat(session, 0)).collect();
@@ -359,8 +382,30 @@ fn write_sequences_go_up_by_one_and_a_broken_one_changes_nothing() {
     // The sequence belongs to the incarnation, not to the link.
     let last = node.shard.handle_link_open(ReaderId(9), SessionId(1), 0, true, node.now);
     assert_eq!(last, Ok(1));
-    node.write_ok(1, &frame);
+    // And what still comes over the link before is older than what comes over this one.
+    let late = node.shard.handle_write(ReaderId(1), 2, &frame.bytes, node.now);
+    assert_eq!(late, Err(LinkError::Unknown));
+    node.shard.handle_write(ReaderId(9), 2, &frame.bytes, node.now).expect("the next sequence");
+    node.turn();
     assert_eq!(node.registers(&id), [7, 8]);
+}
+
+#[test]
+fn an_epoch_beyond_the_shards_own_is_of_another_run_whatever_the_session_was_linked_to() {
+    let (mut node, _) = with_one_publisher();
+    node.open_link(ReaderId(8), SessionId(2), 1, true).expect("a living session");
+    assert_eq!(node.shard.epoch(), 1, "its own epoch is no news");
+    node.open_link(ReaderId(9), SessionId(2), 4, true).expect("a living session");
+    assert_eq!(node.shard.epoch(), 5);
+}
+
+#[test]
+fn a_list_that_is_asked_for_once_more_is_told_apart_from_the_one_before() {
+    let (mut node, id) = with_one_publisher();
+    let held = node.subscribe(2, &id);
+    let again = node.subscribe(2, &id);
+    assert_eq!(again.list, held.list);
+    assert!(again.revision > held.revision);
 }
 
 #[test]

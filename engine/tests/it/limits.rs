@@ -92,6 +92,7 @@ fn tombstones_go_in_batches_of_the_usual_size() {
     let mut node = Node::with_sessions(1..=1);
     let count = 2 * BATCH_CHANGES_MAX;
     registered(&mut node, "large", count as u64);
+    node.outlive_a_lease(1..=1);
     let before = node.shard.stats().batches;
     let told = node.shard.handle_holds(ReaderId(1), data_id("large").key(), &Default::default());
     assert_eq!(told, Ok(count));

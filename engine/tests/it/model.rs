@@ -162,6 +162,8 @@ struct World {
     links: Vec<Link>,
     acks: VecDeque<ExpectedAck>,
     ended: Vec<SessionId>,
+    opened_at: Nanos,
+    settled: bool,
     mark: u64,
     epoch: u32,
     numbers: u32,
@@ -180,12 +182,15 @@ impl World {
             links: Vec::new(),
             acks: VecDeque::new(),
             ended: Vec::new(),
+            opened_at: Nanos(0),
+            settled: false,
             mark: 1,
             epoch: 1,
             numbers: 0,
             history: vec![VecDeque::new(); DATA_IDS],
             checksums: BTreeMap::new(),
         };
+        world.opened_at = world.node.now;
         for _ in 0..LINKS {
             world.numbers += 1;
             let (session, reader) = (SessionId(u64::from(world.numbers)), ReaderId(world.numbers));
@@ -250,6 +255,7 @@ impl World {
         let session = self.links[link].session;
         let mut frame = Frame::of(session.0);
         let mut outcomes = Vec::new();
+        let mut named_here = BTreeSet::new();
         for item in items {
             let id = self.ids[item.datum].clone();
             let place = (item.datum, item.register);
@@ -273,6 +279,7 @@ impl World {
                 let named = self.registrations.range((item.datum, 0)..=(item.datum, u64::MAX)).next();
                 if item.named || named.is_none() {
                     frame = frame.name(&id);
+                    named_here.insert(item.datum);
                 }
                 let client = (item.register + u64::from(item.foreign)) % CLIENTS;
                 frame = frame.put(&id, item.register, version, client, &payload(item.payload));
@@ -283,7 +290,8 @@ impl World {
                 if epoch > self.epoch {
                     Err(Refusal::EpochMismatch)
                 } else {
-                    self.remove(place, version, session)
+                    let is_known = named_here.contains(&item.datum) || self.knows(item.datum);
+                    self.remove(place, version, session, is_known)
                 }
             };
             outcomes.push((item.datum, outcome));
@@ -309,18 +317,33 @@ impl World {
         Ok(())
     }
 
-    fn remove(&mut self, place: (usize, u64), version: Version, session: SessionId) -> Result<(), Refusal> {
-        let mark = self.mark;
-        let Some(known) = self.registrations.get_mut(&place) else { return Ok(()) };
-        match &known.live {
-            None => Ok(()),
-            Some(live) if live.owner != session => Err(Refusal::NotOwner),
-            Some(_) if version < known.version => Err(Refusal::Superseded),
-            Some(_) => {
-                *known = Registration { version, live: None, removed_at_mark: mark };
-                Ok(())
+    /// Whether the shard knows the name of a data id.
+    fn knows(&self, datum: usize) -> bool {
+        let key = self.ids[datum].key();
+        self.node.slot_of(&self.ids[datum]).datums().any(|(held, ..)| held == key)
+    }
+
+    fn remove(
+        &mut self,
+        place: (usize, u64),
+        version: Version,
+        session: SessionId,
+        is_known: bool,
+    ) -> Result<(), Refusal> {
+        if let Some(known) = self.registrations.get(&place) {
+            match &known.live {
+                None if version <= known.version => return Ok(()),
+                None => {}
+                Some(live) if live.owner != session => return Err(Refusal::NotOwner),
+                Some(_) if version < known.version => return Err(Refusal::Superseded),
+                Some(_) => {}
             }
+        } else if !is_known {
+            return Ok(());
         }
+        let removed = Registration { version, live: None, removed_at_mark: self.mark };
+        self.registrations.insert(place, removed);
+        Ok(())
     }
 
     fn holds(&mut self, link: usize, datum: usize, kept: u8) {
@@ -361,6 +384,7 @@ impl World {
         let answer = answer.expect("a living session");
         assert_eq!(answer.differs.is_none(), honest, "a true digest is the shard's own");
         assert_eq!(answer.mark, self.mark);
+        self.settled |= self.node.now.since(self.opened_at) > LEASE;
         let state = &mut self.links[link];
         if honest {
             state.confirmed = state.confirmed.max(mark);
@@ -387,7 +411,9 @@ impl World {
         }
         let alive = self.links.iter().filter(|link| !self.ended.contains(&link.session));
         let lowest = alive.map(|link| link.confirmed).min().unwrap_or(self.mark);
-        self.registrations.retain(|_, known| known.live.is_some() || known.removed_at_mark >= lowest);
+        if self.settled {
+            self.registrations.retain(|_, known| known.live.is_some() || known.removed_at_mark >= lowest);
+        }
         self.mark += 1;
     }
 

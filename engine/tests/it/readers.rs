@@ -177,6 +177,7 @@ fn a_data_id_that_was_forgotten_and_comes_back_is_told_whole() {
     let log = ChangeLogLimits { entries_max: 2, age_max: u64::MAX };
     let mut node = Node::new(ShardConfig { change_log: log, ..config(1) });
     (1..=2).for_each(|session| node.open(session));
+    node.outlive_a_lease(1..=2);
     let (id, busy) = (data_id("comes-and-goes"), data_id("busy"));
     node.write_ok(1, &Frame::of(1).name(&id).put(&id, 1, version(1, 1), 10, b"a"));
     // A client that is slow from here on, behind a session in step.

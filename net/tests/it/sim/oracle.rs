@@ -153,6 +153,9 @@ pub struct Oracle {
     /// The connection of each (client, attach count).
     attached: BTreeMap<(usize, u32), usize>,
     attach_counts: BTreeMap<usize, u32>,
+    client_of: BTreeMap<usize, usize>,
+    /// Clients that have said goodbye, or were about to.
+    gone: BTreeSet<usize>,
     sessions: BTreeMap<SessionId, Incarnation>,
     views: BTreeMap<(usize, usize), View>,
     run: usize,
@@ -186,6 +189,8 @@ impl Oracle {
             attachments: BTreeMap::new(),
             attached: BTreeMap::new(),
             attach_counts: BTreeMap::new(),
+            client_of: BTreeMap::new(),
+            gone: BTreeSet::new(),
             sessions: BTreeMap::new(),
             views: BTreeMap::new(),
             run: 0,
@@ -251,6 +256,7 @@ impl Oracle {
 
     pub fn left(&mut self, client: usize) {
         self.say(None, || format!("client {client} leaves"));
+        self.gone.insert(client);
         for reg in self.regs.values_mut().filter(|reg| reg.client == client) {
             reg.wanted = false;
             reg.withdrawn = Some(reg.contents.len() - 1);
@@ -304,6 +310,8 @@ impl Oracle {
         let ending = if reason == CloseReason::Local && !silent { Ending::Evicted } else { Ending::Dropped };
         attachment.ended = Some((now, ending));
         let (owner, counts) = (attachment.owner, attachment.has_spoken && ending == Ending::Dropped);
+        // A goodbye is no drop.
+        let counts = counts && !self.client_of.get(&pair).is_some_and(|client| self.gone.contains(client));
         let Some(session) = self.sessions.get_mut(&owner) else { return };
         session.clients -= 1;
         if !counts {
@@ -323,6 +331,7 @@ impl Oracle {
         *count += 1;
         let count = *count;
         self.attached.insert((client, count), pair);
+        self.client_of.insert(pair, client);
         for view in self.views.iter_mut().filter(|((viewer, _), _)| *viewer == client).map(|(_, view)| view) {
             view.resuming = view.revision > Revision::ZERO;
         }
