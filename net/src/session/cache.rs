@@ -236,11 +236,12 @@ impl Cache {
         if since == Revision::ZERO {
             return Resumed::Snapshot;
         }
-        if digest == datum.digest {
-            return Resumed::Current;
-        }
+        // An equal list proves nothing about what follows a revision that this session has not reached.
         if since > datum.revision {
             return Resumed::Ahead;
+        }
+        if digest == datum.digest {
+            return Resumed::Current;
         }
         let held = |step: &&Step| step.from <= since && since < step.to && step.digest_before == digest;
         match datum.steps.iter().find(held) {
@@ -302,11 +303,6 @@ impl Datum {
     /// The revision from which a run of the data node can go on; zero if the list is of another run.
     pub(super) fn since(&self, run: u64) -> Revision {
         if self.run == run { self.revision } else { Revision::ZERO }
-    }
-
-    /// Digest of the current list.
-    pub(super) fn digest(&self) -> u64 {
-        self.digest
     }
 
     /// Applies a diff to the records; returns the registrations that are gone and those that are new or different.

@@ -93,7 +93,7 @@ impl Session {
             Resumed::Snapshot => Revision::ZERO,
             Resumed::At(at) => at,
             Resumed::Current => {
-                let (sent, key) = (since.max(revision), self.cache.get(number).map(|datum| datum.id.key()));
+                let (sent, key) = (revision, self.cache.get(number).map(|datum| datum.id.key()));
                 if let (Some(client), Some(key)) = (self.client(index as usize), key) {
                     write_diff(&mut client.out, slotcast_engine::id::SlotId::NONE, |body| {
                         slotcast_engine::diff::write(body, key, (since, sent), &[], None, std::iter::empty());
@@ -303,7 +303,7 @@ impl Session {
             let Some(datum) = self.cache.get_mut(number) else { return };
             let link = &mut self.links[shard];
             let mut since = waiting.since;
-            if since > revision && waiting.digest != datum.digest() {
+            if since > revision {
                 let fresh = waiting.asked.is_some_and(|question| question <= link.answered);
                 if !fresh || link.demand_epoch(since.epoch()) {
                     // What came is older than the question. Or it is an answer, and the claim is of a history that no

@@ -8,8 +8,8 @@ use slotcast_net::wire::{Frame, Message, header::FRAME_BYTES_MAX};
 
 use super::network::MS;
 
-/// Lines of a trace that are printed.
-const LINES_MAX: usize = 400000;
+/// Lines of a trace that are printed; `SLOTCAST_SIM_LINES` says otherwise.
+const LINES_MAX: usize = 400;
 
 /// One line: when, which data id if only one, what.
 struct Line {
@@ -48,7 +48,8 @@ impl Trace {
     pub fn print(&self, datum: Option<DatumKey>) -> String {
         let wanted = |line: &&Line| datum.is_none() || line.datum.is_none() || line.datum == datum;
         let lines: Vec<&Line> = self.lines.iter().filter(wanted).collect();
-        let skipped = lines.len().saturating_sub(LINES_MAX);
+        let wanted = std::env::var("SLOTCAST_SIM_LINES").ok().and_then(|lines| lines.parse().ok());
+        let skipped = lines.len().saturating_sub(wanted.unwrap_or(LINES_MAX));
         let shown = lines[skipped..].iter();
         shown.map(|line| format!("{:>12.3} ms  {}\n", line.at as f64 / MS as f64, line.text)).collect()
     }

@@ -194,7 +194,7 @@ impl World {
             history_bytes: rng.range(200, 8000) as usize,
             linger: rng.range(0, 4) * SECOND + SECOND / 2,
             log_entries: if rng.chance(50) { 16_384 } else { rng.range(4, 40) as usize },
-            node_link_buffer: if rng.chance(50) { 8 << 20 } else { rng.range(1000, 6000) as usize },
+            node_link_buffer: if rng.chance(50) { 8 << 20 } else { rng.range(100, 3000) as usize },
             push_interval: if rng.chance(70) { 0 } else { rng.range(1, 40) * MS },
             settle: rng.range(1, 6) * 100 * MS,
         };
@@ -232,7 +232,7 @@ impl World {
         for host in 0..self.actors.len() {
             let window = match (tight, host < FIRST_CLIENT) {
                 (false, _) => (64 * 1024, 64 * 1024),
-                (true, true) => (2_000, 20_000),
+                (true, true) => (500, 12_000),
                 (true, false) => (400, 4_000),
             };
             self.net.set_window(host, window);
