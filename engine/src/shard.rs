@@ -538,9 +538,18 @@ impl Shard {
             return;
         }
         let mut in_step = Vec::new();
+        // What was sealed more than once in this turn is told once, from before the first time: every answer leads to the
+        // present, and no two may lead there by different ways.
+        let mut slots = BTreeSet::new();
+        let again: BTreeSet<SlotId> =
+            self.sealed.iter().map(|seal| seal.slot).filter(|slot| !slots.insert(*slot)).collect();
+        let mut told = BTreeSet::new();
         while let Some(seal) = self.sealed.pop_front() {
             let Some(slot) = self.slots.get(&seal.slot) else { continue };
             for datum in seal.changed {
+                if again.contains(&seal.slot) && !told.insert(datum) {
+                    continue;
+                }
                 in_step.clear();
                 in_step.extend(
                     self.interests

@@ -216,6 +216,7 @@ impl Cache {
         if removes.is_empty() && puts.is_empty() {
             return Applied::Unchanged;
         }
+        debug_assert!(from < diff.to, "what changes has a revision of its own");
         datum.step(from, before, &removes, &puts, self.history_bytes_max);
         self.latest[index as usize] = diff.to;
         Applied::Changed

@@ -184,3 +184,45 @@ fn reset_cuts_a_waiting_close_short() {
     };
     assert_eq!(error.kind(), ErrorKind::ConnectionReset);
 }
+
+/// More writes in a turn than the submission queue holds, all of them falling short: the queue is submitted in the middle,
+/// and what is left over of each write still belongs to the round that took it.
+#[test]
+fn a_turn_longer_than_the_queue_keeps_every_remainder() {
+    const READERS: usize = 150;
+    const FRAME: usize = 3000;
+    let config =
+        RingConfig { send_buffer_bytes: Some(4096), recv_socket_buffer_bytes: Some(4096), ..small(READERS) };
+    let mut driver = Driver::new(config);
+    let addr = driver.sockets.listen(any_port()).unwrap();
+    let mut streams = Vec::new();
+    for count in 1..=READERS {
+        streams.push(TcpStream::connect(addr).unwrap());
+        driver.until("accepted", |d| d.accepted.len() == count);
+    }
+    let conns = driver.accepted.clone();
+    let mut taken = vec![0; READERS];
+    let mut busy = 0;
+    while busy < READERS {
+        busy = 0;
+        for (conn, taken) in conns.iter().zip(&mut taken) {
+            match send(&mut driver, *conn, *taken, FRAME, false) {
+                SendOutcome::Queued => *taken += FRAME,
+                SendOutcome::Busy => busy += 1,
+                SendOutcome::Gone => panic!("connection gone"),
+            }
+        }
+        driver.sockets.flush().unwrap();
+    }
+    let mut readers: Vec<Reader> = streams
+        .into_iter()
+        .map(|stream| {
+            stream.set_nonblocking(true).unwrap();
+            Reader { stream, position: 0, ended: false }
+        })
+        .collect();
+    driver.until("everything read", |_| {
+        readers.iter_mut().for_each(|reader| reader.read(10_000));
+        readers.iter().zip(&taken).all(|(reader, taken)| reader.position == *taken)
+    });
+}

@@ -8,8 +8,8 @@
 //! 2. *Complete.* A subscriber's list at a revision holds everything that the data node's list held there, with that
 //!    content; nothing that was never published.
 //! 3. *Nothing stale.* What it holds beyond that was listed when the run of the data node before ended; or that run is
-//!    young, and the client brought it along from another session: it is kept only because absence is not removal, until the
-//!    session has heard that its owner is complete (rule 6).
+//!    young, and the session did not hear that it went in an earlier one, or the client brought it along from another
+//!    session: it is kept only because absence is not removal, until its owner is known to be complete (rule 6).
 //! 4. *No wrong removal.* The data node unlists a registration only if its client withdrew it, or if the owning session
 //!    saw that connection end and its grace (in a storm, or when the session itself closed it: its lease) is over, or if
 //!    the lease of the owning session has run out in running time of the data node (rules 3, 7, 8).
@@ -366,7 +366,6 @@ impl Oracle {
         let at = self.now - self.node_paused;
         if let Some(session) = self.sessions.get_mut(&id) {
             session.heard_at = at;
-            session.known_by.insert(self.run);
         }
     }
 
@@ -381,6 +380,7 @@ impl Oracle {
             && let Some((run, epoch)) = session.offered.take()
         {
             session.epochs.insert(run, epoch);
+            session.known_by.insert(run);
         }
     }
 
@@ -708,8 +708,11 @@ impl Oracle {
     ) {
         for register in list.keys().filter(|register| !truth.contains_key(register)) {
             let before = run.checked_sub(1).and_then(|run| self.carried.get(run));
-            let young = self.run_started[run - 1] + UNSETTLED_MAX > self.now
-                && self.views.get(&(client, datum)).is_some_and(|view| view.brought.contains(register));
+            let young = self.run_started[run - 1] + UNSETTLED_MAX > self.now;
+            let brought =
+                self.views.get(&(client, datum)).is_some_and(|view| view.brought.contains(register));
+            let earlier = (1..run).any(|run| self.first_listed.contains_key(&(*register, run)));
+            let young = young && (brought || earlier);
             if !young && !before.is_some_and(|before| before.contains_key(register)) {
                 let text = format!(
                     "client {client} at {revision} still has {:04x}, unlisted before",
@@ -745,9 +748,14 @@ impl Oracle {
             return;
         }
         // The owner's name travels like any change: who has not heard of a move goes by the former owner.
+        let moved_in = self.run_started.iter().filter(|started| **started <= held.since).count();
+        let latest = self.attach_counts.get(&client).copied().unwrap_or(0);
+        let through = self.attached.get(&(client, latest)).and_then(|pair| self.attachments.get(pair));
+        let linked = through.and_then(|attachment| self.sessions.get(&attachment.owner));
+        let cut_off = linked.is_some_and(|session| !session.known_by.contains(&moved_in));
         let disturbed = self.disturbed.values().any(|at| *at + 10 * SECOND > held.since);
-        let last_word = held.since + SECOND > self.run_ended[run - 2];
-        if last_word || disturbed && held.since + 10 * SECOND > started {
+        let last_word = self.run_ended.get(moved_in - 1).is_some_and(|ended| held.since + SECOND > *ended);
+        if cut_off || last_word || disturbed && held.since + 10 * SECOND > started {
             self.seen.unheard_moves += 1;
             return;
         }
