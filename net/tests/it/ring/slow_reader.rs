@@ -191,8 +191,12 @@ fn reset_cuts_a_waiting_close_short() {
 fn a_turn_longer_than_the_queue_keeps_every_remainder() {
     const READERS: usize = 150;
     const FRAME: usize = 3000;
-    let config =
-        RingConfig { send_buffer_bytes: Some(4096), recv_socket_buffer_bytes: Some(4096), ..small(READERS) };
+    let config = RingConfig {
+        send_buffer_bytes: Some(4096),
+        recv_socket_buffer_bytes: Some(4096), // Room for the whole turn: it is the queue that fills first.
+        staging_bytes: 4 << 20,
+        ..small(READERS)
+    };
     let mut driver = Driver::new(config);
     let addr = driver.sockets.listen(any_port()).unwrap();
     let mut streams = Vec::new();
