@@ -5,6 +5,8 @@
 
 pub mod clock;
 
+pub mod address;
+
 pub mod random;
 
 pub mod workload;

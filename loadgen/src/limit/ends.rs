@@ -1,17 +1,13 @@
 //! The two ends of the bare measurement.
 
-use std::{
-    io::Write,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
-    path::PathBuf,
-    time::Duration,
-};
+use std::{io::Write, net::SocketAddr, path::PathBuf, time::Duration};
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use slotcast_net::io::ring::{ConnId, Event, RingConfig, RingSockets, SendOutcome, SharedFrame, Sockets};
 
 use crate::{
+    address,
     board::{Board, Counter, Phase},
     worker::ring_config,
 };
@@ -21,7 +17,6 @@ const WRITES_PER_TURN: usize = 1024;
 const WAIT: Duration = Duration::from_millis(10);
 /// Connections asked for and not yet there.
 const CONNECTING_MAX: u32 = 512;
-const CLIENTS_PER_SOURCE: u32 = 16_000;
 
 /// What the sender is told.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -109,9 +104,7 @@ pub fn receive(config: &ReceiverConfig) -> Result<()> {
             bail!("{lost} connections failed");
         }
         while board.phase() >= Phase::Connect && asked < config.connections && asked - open < CONNECTING_MAX {
-            let source =
-                Ipv4Addr::new(127, 0, 0, 2 + ((config.first + asked) / CLIENTS_PER_SOURCE % 250) as u8);
-            sockets.connect(config.target, Some(IpAddr::V4(source)))?;
+            sockets.connect(config.target, Some(address::source(config.first + asked)))?;
             asked += 1;
         }
         board.set_counter(config.row, Counter::Received, bytes);

@@ -2,7 +2,7 @@
 //!
 //! Events only note what to do; [`Core::act`] does it, so that nothing is sent from inside the sockets' callback.
 
-use std::{collections::VecDeque, net::IpAddr, net::Ipv4Addr, net::SocketAddr};
+use std::{collections::VecDeque, net::SocketAddr};
 
 use anyhow::Result;
 use slotcast_engine::record::Encoder;
@@ -12,6 +12,7 @@ use slotcast_net::{
 };
 
 use crate::{
+    address,
     board::{Board, Counter, Phase},
     clock::{Clock, MILLISECOND, SECOND},
     samples::{Measured, Samples},
@@ -39,8 +40,6 @@ const STAGED_MAX: u64 = 4096;
 const SNAPSHOT_BYTES_MAX: u64 = 256 << 20;
 /// Bytes of a frame besides its records.
 const FRAME_OVERHEAD_BYTES: u64 = 48;
-/// Connections from one source address, which has about 28,000 ports per destination.
-const CLIENTS_PER_SOURCE: u32 = 16_000;
 const LOOK_EVERY: u64 = 100 * MILLISECOND;
 /// Every client says something within this time, or the session would take it for gone.
 const SPEAK_EVERY: u64 = 45 * SECOND;
@@ -382,8 +381,7 @@ impl<'w> Core<'w> {
 
     fn open(&mut self, sockets: &mut impl Sockets, client: u32) -> Result<()> {
         let target = self.targets[client as usize % self.targets.len()];
-        let source = Ipv4Addr::new(127, 0, 0, 2 + (client / CLIENTS_PER_SOURCE % 250) as u8);
-        let conn = sockets.connect(target, target.ip().is_loopback().then_some(IpAddr::V4(source)))?;
+        let conn = sockets.connect(target, target.ip().is_loopback().then(|| address::source(client)))?;
         if self.by_conn.len() <= conn.index() {
             self.by_conn.resize(conn.index() + 1, u32::MAX);
         }
