@@ -4,7 +4,7 @@
 //! frames, each encoded once and shared by all subscribers, and each following the one before it, so that a client at any
 //! revision in between can take it.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use slotcast_engine::{
     diff::{self, Diff, SNAPSHOT, list_fingerprint},
@@ -58,6 +58,8 @@ pub(super) struct Datum {
     vouched_to: Revision,
     /// Subscribers that may hold more than this list, because it is not vouched for.
     pub(super) provisional: Vec<u32>,
+    /// What was removed while the list is not vouched for. It is for a short time only: until a run has waited for everybody.
+    withdrawn: BTreeSet<RegisterId>,
     pub(super) subscribers: Vec<u32>,
     pub(super) waiting: Vec<Waiting>,
     pub(super) idle_since: Option<Nanos>,
@@ -132,6 +134,7 @@ impl Cache {
             run: 0,
             vouched_to: Revision::ZERO,
             provisional: Vec::new(),
+            withdrawn: BTreeSet::new(),
             subscribers: Vec::new(),
             waiting: Vec::new(),
             idle_since: None,
@@ -208,6 +211,9 @@ impl Cache {
         let Some(datum) = self.datums[index as usize].as_mut() else { return Applied::Unchanged };
         datum.revision = diff.to;
         (datum.known, datum.run) = (true, run);
+        if datum.vouched_to != FOR_EVER {
+            datum.withdrawn.extend(&removes);
+        }
         if first {
             self.latest[index as usize] = diff.to;
             return Applied::Changed;
@@ -399,15 +405,18 @@ impl Datum {
             return Vec::new();
         }
         self.vouched_to = FOR_EVER;
+        self.withdrawn = BTreeSet::new();
         std::mem::take(&mut self.provisional)
     }
 
     /// All that the data node's run lists, for a reader at `since` that keeps what else it holds: of what is retained here it
-    /// may know better.
+    /// may know better. What is known to be removed it must not keep.
     pub(super) fn merge_frame(&self, since: Revision) -> SharedFrame {
         let listed = self.records.iter().filter(|(_, held)| !held.retained);
         let registers: Vec<RegisterId> = listed.map(|(register, _)| *register).collect();
-        self.frame(0, since, &[], &registers)
+        let gone = self.withdrawn.iter().filter(|register| !self.records.contains_key(register));
+        let gone: Vec<RegisterId> = gone.copied().collect();
+        self.frame(0, since, &gone, &registers)
     }
 
     fn merged_frame(&mut self, first: usize) -> SharedFrame {

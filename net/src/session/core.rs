@@ -16,6 +16,7 @@ use crate::{
         departures::Departures,
         link::{Link, LinkState},
         metrics::SessionMetrics,
+        news::News,
         registrations::Registrations,
     },
     wire::{
@@ -49,16 +50,18 @@ pub struct Session {
     pub(super) published_names: BTreeMap<DatumKey, (DataId, u32)>,
     pub(super) departures: Departures,
     pub(super) metrics: SessionMetrics,
-    /// Clients that something is due to, each at most once.
-    pub(super) dirty: VecDeque<u32>,
-    pub(super) is_dirty: Vec<bool>,
+    /// Clients that something is due to.
+    pub(super) news: News,
     pub(super) next_round: Nanos,
     pub(super) clients: usize,
     pub(super) slow: Vec<u32>,
     pub(super) idle: VecDeque<(Nanos, u32)>,
     pub(super) frames: Vec<SharedFrame>,
     pub(super) reached: Vec<(u32, Revision)>,
+    /// When the oldest diff came that a round since then has not carried to everybody.
     pub(super) diff_received_at: Option<Nanos>,
+    /// The same for diffs from before this round.
+    pub(super) round_carries: Option<Nanos>,
     next_tick: Nanos,
     sweep: usize,
     finished: bool,
@@ -76,8 +79,7 @@ impl Session {
             registrations: Registrations::default(),
             published_names: BTreeMap::new(),
             metrics,
-            dirty: VecDeque::new(),
-            is_dirty: Vec::new(),
+            news: News::default(),
             next_round: Nanos(0),
             clients: 0,
             slow: Vec::new(),
@@ -85,6 +87,7 @@ impl Session {
             frames: Vec::new(),
             reached: Vec::new(),
             diff_received_at: None,
+            round_carries: None,
             next_tick: Nanos(0),
             sweep: 0,
             finished: false,
@@ -111,7 +114,7 @@ impl Session {
 
     /// Something is due to a client.
     pub(super) fn mark_dirty(&mut self, index: u32) {
-        mark(&mut self.dirty, &mut self.is_dirty, index);
+        self.news.mark(index);
     }
 
     /// Closes a client for its own fault, after telling it.
@@ -130,7 +133,7 @@ impl Session {
         let index = conn.index();
         if self.peers.len() <= index {
             self.peers.resize_with(index + 1, || Peer::None);
-            self.is_dirty.resize(index + 1, false);
+            self.news.grow(index + 1);
         }
         self.peers[index] = peer;
     }
@@ -430,20 +433,11 @@ impl Role for Session {
     }
 
     fn wake_at(&self) -> Nanos {
-        if self.dirty.is_empty() { self.next_tick } else { self.next_tick.min(self.next_round) }
+        if self.news.is_empty() { self.next_tick } else { self.next_tick.min(self.next_round) }
     }
 
     fn is_finished(&self) -> bool {
         self.finished
-    }
-}
-
-/// Queues a client once.
-pub(super) fn mark(dirty: &mut VecDeque<u32>, is_dirty: &mut [bool], index: u32) {
-    if let Some(flag) = is_dirty.get_mut(index as usize)
-        && !std::mem::replace(flag, true)
-    {
-        dirty.push_back(index);
     }
 }
 

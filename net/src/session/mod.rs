@@ -24,6 +24,8 @@ mod subscribe;
 
 mod publish;
 
+mod news;
+
 mod push;
 
 pub mod server;

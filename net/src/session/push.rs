@@ -31,24 +31,33 @@ const PARTS_MAX: usize = 129;
 impl Session {
     /// Writes to the clients whose turn it is, at most `clients_per_turn`. Returns whether some are left.
     pub(super) fn write_clients(&mut self, now: Nanos, sockets: &mut dyn Sockets) -> bool {
-        if self.dirty.is_empty() || now < self.next_round {
+        if self.news.is_empty() || now < self.next_round {
             return false;
         }
-        let count = self.dirty.len().min(self.config.clients_per_turn);
         let mut pushed = 0;
-        for _ in 0..count {
-            let Some(index) = self.dirty.pop_front() else { break };
-            self.is_dirty[index as usize] = false;
-            pushed += self.write_client(index, now, sockets);
-        }
-        self.metrics.pushes.inc_by(pushed);
-        if self.dirty.is_empty() {
-            self.next_round = now.after(self.config.push_interval_min);
-            if let Some(received_at) = self.diff_received_at.take() {
-                self.metrics.fanout_delay.observe(now.since(received_at) as f64 / 1e9);
+        for _ in 0..self.news.len().min(self.config.clients_per_turn) {
+            match self.news.take() {
+                Some(index) => pushed += self.write_client(index, now, sockets),
+                None if self.end_round(now) => {}
+                None => break,
             }
         }
-        !self.dirty.is_empty() && now >= self.next_round
+        if self.news.is_empty() {
+            self.end_round(now);
+        }
+        self.metrics.pushes.inc_by(pushed);
+        !self.news.is_empty() && now >= self.next_round
+    }
+
+    /// Everybody has got what was there when the round began. Returns whether the next may begin.
+    fn end_round(&mut self, now: Nanos) -> bool {
+        let before = std::mem::replace(&mut self.round_carries, self.diff_received_at.take());
+        let carried = if self.news.is_empty() { before.or(self.round_carries.take()) } else { before };
+        if let Some(received_at) = carried {
+            self.metrics.fanout_delay.observe(now.since(received_at) as f64 / 1e9);
+        }
+        self.next_round = now.after(self.config.push_interval_min);
+        now >= self.next_round
     }
 
     /// Returns the pushes written.

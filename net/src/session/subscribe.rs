@@ -10,7 +10,7 @@ use crate::{
     session::{
         cache::{Applied, Datum, Resumed, Waiting},
         client::{AWAITING, Client, Subscription, VACANT},
-        core::{Peer, Session, mark},
+        core::{Peer, Session},
     },
     wire::{
         Message,
@@ -285,7 +285,7 @@ impl Session {
     fn notify(&mut self, number: u32) {
         let Some(datum) = self.cache.get(number) else { return };
         for index in &datum.subscribers {
-            mark(&mut self.dirty, &mut self.is_dirty, *index);
+            self.news.mark(*index);
         }
     }
 

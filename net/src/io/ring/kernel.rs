@@ -9,7 +9,7 @@ use std::{
     io,
     os::fd::RawFd,
     sync::atomic::{Ordering, fence},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use io_uring::{
@@ -30,6 +30,9 @@ use super::{
 /// All three matter: without `MSG_WAITALL` a short send with a skipped completion would be lost without a trace, and
 /// without `MSG_DONTWAIT` the send would wait in the kernel and keep reading memory of a later turn.
 pub(super) const SEND_FLAGS: i32 = libc::MSG_DONTWAIT | libc::MSG_WAITALL | libc::MSG_NOSIGNAL;
+
+/// Completions that end gathering early.
+const GATHERED_MAX: usize = 256;
 
 /// Submissions without progress before giving up.
 const STUCK_MAX: u32 = 1000;
@@ -62,6 +65,8 @@ pub(super) struct Ring {
     pub pending: VecDeque<Completion>,
     pub starved: VecDeque<(u32, u64)>,
     unarmed: Vec<u32>,
+    /// When the latest wait ended.
+    woken: Instant,
 }
 
 /// Builds an operation on either kind of descriptor.
@@ -105,6 +110,7 @@ impl Ring {
             pending: VecDeque::new(),
             starved: VecDeque::new(),
             unarmed: Vec::new(),
+            woken: Instant::now(),
         })
     }
 
@@ -281,11 +287,23 @@ impl Ring {
         self.push(entry.user_data(token.encode()), common)
     }
 
-    /// Submits and blocks until a completion is there or the timeout is over.
+    /// Submits and blocks until a completion is there or the timeout is over. While completions keep coming they are
+    /// gathered for a moment: each wake-up interrupts whoever sends them, and that costs more than a whole receive.
     pub fn wait(&mut self, timeout: Duration, common: &mut Common) -> io::Result<()> {
         let timespec = Timespec::from(timeout);
+        let gather = common.config.gather.min(timeout);
+        let busy = common.features.gathering && self.woken.elapsed() < gather;
+        let arguments = SubmitArgs::new().timespec(&timespec);
         common.stats.enters += 1;
-        let result = self.uring.submitter().submit_with_args(1, &SubmitArgs::new().timespec(&timespec));
+        let result = if busy {
+            let arguments = arguments.min_wait_usec(gather.as_micros() as u32);
+            self.uring.submitter().submit_with_args(GATHERED_MAX, &arguments)
+        } else {
+            self.uring.submitter().submit_with_args(1, &arguments)
+        };
+        if !gather.is_zero() {
+            self.woken = Instant::now();
+        }
         self.drain(common);
         match result {
             Err(error) if !matches!(error.raw_os_error(), Some(libc::ETIME | libc::EINTR | libc::EBUSY)) => {

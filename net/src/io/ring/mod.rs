@@ -99,6 +99,8 @@ pub struct RingConfig {
     pub listen_backlog: u32,
     /// Completions handled by one [`Sockets::poll`].
     pub completions_per_poll: usize,
+    /// How long a wait that closely follows another gathers completions before it returns. Zero: every completion ends it.
+    pub gather: Duration,
     /// Sockets live in the rings' file tables and use no descriptor of the process.
     pub direct_descriptors: bool,
     /// Use multishot accept where it cannot overrun the table. Off: one-shot accepts only.
@@ -121,6 +123,7 @@ impl Default for RingConfig {
             recv_socket_buffer_bytes: None,
             listen_backlog: 4096,
             completions_per_poll: 1024,
+            gather: Duration::ZERO,
             direct_descriptors: true,
             multishot_accept: true,
             multishot_recv: true,

@@ -26,6 +26,8 @@ pub struct Features {
     pub setup: Setup,
     /// Successful sends post no completion. Without it every send does.
     pub skip_success: bool,
+    /// A wait can gather completions for a moment.
+    pub gathering: bool,
     /// Sockets use no descriptor of the process.
     pub direct_descriptors: bool,
     /// Cleared at run time when the kernel refuses the operation.
@@ -41,7 +43,7 @@ impl fmt::Display for Features {
         let or = |have: bool, yes: &'static str, no: &'static str| if have { yes } else { no };
         write!(
             f,
-            "rings={} sockets_per_ring={} sq={} cq={} recv_buffers={} setup={:?} sends={} files={} accept={} recv={} reset={}",
+            "rings={} sockets_per_ring={} sq={} cq={} recv_buffers={} setup={:?} sends={} files={} accept={} recv={} reset={} waits={}",
             self.rings,
             self.sockets_per_ring,
             self.sq_entries,
@@ -53,6 +55,7 @@ impl fmt::Display for Features {
             or(self.multishot_accept, "multishot", "single"),
             or(self.multishot_recv, "multishot", "single"),
             or(self.reset_direct || !self.direct_descriptors, "linger", "plain-close"),
+            or(self.gathering, "gathering", "single"),
         )
     }
 }
@@ -146,6 +149,7 @@ pub(super) fn probe_operations(
         }
     }
     features.skip_success = ring.params().is_feature_skip_cqe_on_success();
+    features.gathering = ring.params().is_feature_min_timeout();
     features.direct_descriptors = config.direct_descriptors;
     features.multishot_accept = config.multishot_accept;
     features.multishot_recv = config.multishot_recv;
