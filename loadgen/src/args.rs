@@ -91,7 +91,7 @@ pub struct Setting {
     /// Connect to running sessions instead of an embedded cluster; may be repeated.
     #[arg(long, value_name = "ADDR")]
     pub target: Vec<SocketAddr>,
-    /// Worker processes [default: one per 17,000 clients].
+    /// Worker processes [default: one per core that is not the session's alone].
     #[arg(long)]
     pub workers: Option<usize>,
     /// Cores of the embedded session [default: half].
@@ -234,7 +234,7 @@ pub struct LimitArgs {
     /// How long each measurement takes.
     #[arg(long, value_name = "DURATION", default_value = "10s")]
     pub duration: humantime::Duration,
-    /// Receiving processes [default: one per 17,000 connections].
+    /// Receiving processes [default: one per core].
     #[arg(long)]
     pub workers: Option<usize>,
     /// Write the results as JSON.

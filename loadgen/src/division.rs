@@ -2,9 +2,6 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Connections of one worker: below the file limit of a process, whose ring has a table of that size.
-const CLIENTS_PER_WORKER: u32 = 17_000;
-
 /// See the module.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Division {
@@ -17,15 +14,19 @@ pub struct Division {
 }
 
 impl Division {
-    /// Divides `cores`: half for the session unless `session_cores` says otherwise, the rest for the workers. The data
-    /// node has little to do and gets a core of its own only where there are four or more.
+    /// Divides `cores`. With four or more the session gets half unless `session_cores` says otherwise, the data node one,
+    /// the workers, one on each, the rest. With fewer, or when the session is to have all, nobody has a core alone: the session runs on
+    /// each and the workers share them, so that neither end waits while there is time left on the other's core.
     pub fn new(cores: &[usize], clients: u32, session_cores: Option<usize>, workers: Option<usize>) -> Self {
-        let most = cores.len().saturating_sub(1).max(1);
-        let (session, rest) = cores.split_at(session_cores.unwrap_or(cores.len() / 2).clamp(1, most));
+        let share = if cores.len() < 4 { cores.len() } else { cores.len() / 2 };
+        let (session, rest) = cores.split_at(session_cores.unwrap_or(share).clamp(1, cores.len()));
         let rest = if rest.is_empty() { session } else { rest };
-        let (data, rest) = if rest.len() >= 2 && cores.len() >= 4 { rest.split_at(1) } else { (rest, rest) };
-        let needed = clients.div_ceil(CLIENTS_PER_WORKER).max(1) as usize;
-        let count = workers.unwrap_or(needed).clamp(1, clients.max(1) as usize);
+        let (data, rest) = if rest.len() >= 2 && session.len() < cores.len() && cores.len() >= 4 {
+            rest.split_at(1)
+        } else {
+            (&rest[rest.len() - 1..], rest)
+        };
+        let count = workers.unwrap_or(rest.len()).clamp(1, clients.max(1) as usize);
         Self {
             session: session.to_vec(),
             data: data[..1].to_vec(),
@@ -46,10 +47,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn two_cores_are_one_for_the_session_and_one_for_the_rest() {
-        let division = Division::new(&[0, 1], 100_000, None, None);
+    fn two_cores_are_shared_or_one_for_the_session_and_one_for_the_rest() {
+        let shared = Division::new(&[0, 1], 100_000, None, None);
+        assert_eq!((shared.session, shared.data, shared.workers), (vec![0, 1], vec![1], vec![0, 1]));
+        let division = Division::new(&[0, 1], 100_000, Some(1), None);
         assert_eq!((division.session.as_slice(), division.data.as_slice()), (&[0][..], &[1][..]));
-        assert_eq!(division.workers, [1; 6]);
+        assert_eq!(division.workers, [1]);
         let parts = division.parts(100_000);
         assert_eq!(parts.iter().map(|part| part.1).sum::<u32>(), 100_000);
         assert!(parts.windows(2).all(|pair| pair[0].0 + pair[0].1 == pair[1].0));

@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// Receive buffers of each worker's ring.
-pub const RECV_BUFFERS: u16 = 1024;
+pub const RECV_BUFFERS: u16 = 256;
 /// Bytes of a diff frame before its record.
 const DIFF_OVERHEAD_BYTES: usize = 48;
 const POLL_EVERY: Duration = Duration::from_millis(20);

@@ -5,7 +5,6 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    rc::Rc,
 };
 
 use anyhow::{Context, Result};
@@ -18,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     board::Board,
     clock::SECOND,
-    verify::transition::{Covered, Transition},
+    verify::transition::{Coverage, Covered, Transition},
     workload::Workload,
 };
 
@@ -86,7 +85,7 @@ impl Counts {
 
 /// Frames applied since the clock was last read.
 struct Applied {
-    transition: Rc<Transition>,
+    transition: Transition,
     is_snapshot: bool,
     frames: u64,
     bytes: u64,
@@ -123,9 +122,9 @@ impl<'w> Samples<'w> {
     }
 
     /// A frame was applied; its time is the next [`Samples::settle`].
-    pub fn applied(&mut self, transition: Rc<Transition>, is_snapshot: bool, bytes: usize) {
+    pub fn applied(&mut self, transition: Transition, is_snapshot: bool, bytes: usize) {
         if let Some(last) = self.waiting.last_mut()
-            && Rc::ptr_eq(&last.transition, &transition)
+            && last.transition.observation == transition.observation
             && last.is_snapshot == is_snapshot
         {
             last.frames += 1;
@@ -137,10 +136,14 @@ impl<'w> Samples<'w> {
 
     /// The clock has been read: everything applied before counts as of now.
     pub fn settle(&mut self, now: u64) {
-        for applied in std::mem::take(&mut self.waiting) {
-            let Applied { transition, is_snapshot, frames, bytes } = applied;
-            for &covered in &transition.covered {
-                self.resolve(covered, now, frames);
+        let mut waiting = std::mem::take(&mut self.waiting);
+        for Applied { transition, is_snapshot, frames, bytes } in waiting.drain(..) {
+            match transition.covered {
+                Coverage::Nothing => {}
+                Coverage::One { intended, sent } => self.sample(intended, sent, now, frames),
+                Coverage::Many(covered) => {
+                    covered.iter().for_each(|&covered| self.resolve(covered, now, frames));
+                }
             }
             if is_snapshot {
                 self.counts.snapshots += frames;
@@ -148,21 +151,28 @@ impl<'w> Samples<'w> {
                 self.count_pushes(now, frames, bytes);
             }
         }
+        self.waiting = waiting;
     }
 
     /// Resolves `pairs` pairs of one change at `now`, or when its cancellation was acknowledged if that was before.
     pub fn resolve(&mut self, covered: Covered, now: u64, pairs: u64) {
-        self.counts.resolved += pairs;
         if !self.workload.in_window(covered.op) {
+            self.counts.resolved += pairs;
             return;
         }
         let cancelled = covered.cancelled_by.and_then(|op| self.board.acknowledged(op));
         let now = cancelled.map_or(now, |(clock, _)| clock.min(now));
         let intended = self.board.start() + self.workload.ops()[covered.op as usize].at;
+        self.sample(intended, self.board.sent(covered.op), now, pairs);
+    }
+
+    /// A change of the window that was meant for `intended` and sent at `sent` is in `pairs` lists more.
+    fn sample(&mut self, intended: u64, sent: u64, now: u64, pairs: u64) {
         self.rotate(now);
         let delay = |since: u64| now.saturating_sub(since).clamp(1, DELAY_MAX);
         self.interval.saturating_record_n(delay(intended), pairs);
-        self.service.saturating_record_n(delay(self.board.sent(covered.op).max(intended.min(now))), pairs);
+        self.service.saturating_record_n(delay(sent.max(intended.min(now))), pairs);
+        self.counts.resolved += pairs;
         self.counts.change_deliveries += pairs;
     }
 

@@ -21,13 +21,15 @@ const CONNECTING_MAX: u32 = 512;
 /// What the sender is told.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct SenderConfig {
-    /// Connections to wait for.
+    /// Its row on the board.
+    pub row: usize,
+    /// Connections at most.
     pub connections: u32,
     /// Bytes of one write.
     pub write_bytes: usize,
     /// `SO_SNDBUF`.
     pub send_buffer: u32,
-    /// The board; the sender has row 0.
+    /// The board.
     pub board: PathBuf,
 }
 
@@ -40,8 +42,8 @@ pub struct ReceiverConfig {
     pub first: u32,
     /// Its connections.
     pub connections: u32,
-    /// The sender.
-    pub target: SocketAddr,
+    /// The senders, taken in turn.
+    pub targets: Vec<SocketAddr>,
     /// As a worker's.
     pub recv_buffers: u16,
     /// The board.
@@ -69,7 +71,7 @@ pub fn send(config: &SenderConfig) -> Result<()> {
                 connections.push(conn);
             }
         })?;
-        board.set_counter(0, Counter::Connections, connections.len() as u64);
+        board.set_counter(config.row, Counter::Connections, connections.len() as u64);
         let mut sent = 0;
         if board.phase() >= Phase::Run {
             for _ in 0..WRITES_PER_TURN.min(connections.len()) {
@@ -79,8 +81,8 @@ pub fn send(config: &SenderConfig) -> Result<()> {
             sockets.flush()?;
         }
         sends += sent;
-        board.set_counter(0, Counter::Frames, sends);
-        board.set_counter(0, Counter::Cpu, thread_cpu());
+        board.set_counter(config.row, Counter::Frames, sends);
+        board.set_counter(config.row, Counter::Cpu, thread_cpu());
         if sent == 0 && events == 0 {
             sockets.wait(WAIT)?;
         }
@@ -104,7 +106,9 @@ pub fn receive(config: &ReceiverConfig) -> Result<()> {
             bail!("{lost} connections failed");
         }
         while board.phase() >= Phase::Connect && asked < config.connections && asked - open < CONNECTING_MAX {
-            sockets.connect(config.target, Some(address::source(config.first + asked)))?;
+            let client = config.first + asked;
+            let target = config.targets[client as usize % config.targets.len()];
+            sockets.connect(target, Some(address::source(client)))?;
             asked += 1;
         }
         board.set_counter(config.row, Counter::Received, bytes);

@@ -48,7 +48,7 @@ pub struct LimitSpec {
     pub send_buffer: u32,
 }
 
-/// What was measured.
+/// What was measured. With several senders each serves its share of the connections.
 #[derive(Clone, Copy, Default, PartialEq, Debug, Serialize, Deserialize)]
 pub struct LimitResult {
     /// Frames in one write.
@@ -76,18 +76,19 @@ struct Reading {
 }
 
 impl Reading {
-    fn take(board: &Board) -> Self {
+    fn take(board: &Board, senders: usize) -> Self {
+        let sender_cpu = (0..senders).map(|row| board.counter(row, Counter::Cpu)).sum();
         Self {
             clock: Monotonic.now(),
             sends: board.total(Counter::Frames),
             bytes: board.total(Counter::Received),
-            sender_cpu: board.counter(0, Counter::Cpu),
-            receiver_cpu: board.total(Counter::Cpu) - board.counter(0, Counter::Cpu),
+            sender_cpu,
+            receiver_cpu: board.total(Counter::Cpu) - sender_cpu,
         }
     }
 }
 
-/// Measures once. Row 0 of the board is the sender's, the others are the receivers'.
+/// Measures once. The first rows of the board are the senders', one per core of a session; the others are the receivers'.
 pub fn measure(
     spec: &LimitSpec,
     division: &Division,
@@ -97,60 +98,73 @@ pub fn measure(
     let folder = folder.join(format!("limit-{}", spec.frames_per_write));
     std::fs::create_dir(&folder)?;
     let path = folder.join("board");
-    let board = Board::create(&path, 1 + division.workers.len(), 0)?;
+    let senders_count = division.session.len();
+    let board = Board::create(&path, senders_count + division.workers.len(), 0)?;
     let bound = CONNECT_WITHIN + spec.duration + Duration::from_secs(30);
-    let sender = SenderConfig {
-        connections: spec.connections,
-        write_bytes: spec.frame_bytes * spec.frames_per_write as usize,
-        send_buffer: spec.send_buffer,
-        board: path.clone(),
-    };
-    let mut sender = start("limit-sender", &sender, &division.session[..1], &folder, bound)?;
-    let line = sender.first_line()?;
-    let target = line.strip_prefix("ready ").context("the sender told no address")?.parse()?;
+    let mut senders = Vec::new();
+    let mut targets = Vec::new();
+    for row in 0..senders_count {
+        let config = SenderConfig {
+            row,
+            connections: spec.connections,
+            write_bytes: spec.frame_bytes * spec.frames_per_write as usize,
+            send_buffer: spec.send_buffer,
+            board: path.clone(),
+        };
+        let mut sender = start("limit-sender", &config, &division.session[row..=row], &folder, bound)?;
+        let line = sender.first_line()?;
+        targets.push(line.strip_prefix("ready ").context("the sender told no address")?.parse()?);
+        senders.push(sender);
+    }
     let mut receivers = Vec::new();
     for (index, (first, count)) in division.parts(spec.connections).into_iter().enumerate() {
         let config = ReceiverConfig {
-            row: index + 1,
+            row: senders_count + index,
             first,
             connections: count,
-            target,
+            targets: targets.clone(),
             recv_buffers: spec.recv_buffers,
             board: path.clone(),
         };
         receivers.push(start("limit-receiver", &config, &division.workers[index..=index], &folder, bound)?);
     }
     progress.phase("limit", spec.duration.as_millis() as u64);
-    connect(spec, &board, &mut sender, &mut receivers)?;
+    connect(spec, &board, &mut senders, &mut receivers)?;
     board.set_phase(Phase::Run);
     std::thread::sleep(LEAD);
-    let first = Reading::take(&board);
+    let first = Reading::take(&board, senders_count);
     let mut last = first;
     while last.clock - first.clock < spec.duration.as_nanos() as u64 {
         std::thread::sleep(POLL_EVERY);
-        sender.check()?;
-        last = Reading::take(&board);
+        senders.iter_mut().try_for_each(Process::check)?;
+        last = Reading::take(&board, senders_count);
         progress.at((last.clock - first.clock) / 1_000_000, || {
             format!("{} frames per write", spec.frames_per_write)
         });
     }
     board.set_phase(Phase::Finish);
-    for process in receivers.into_iter().chain([sender]) {
+    for process in receivers.into_iter().chain(senders) {
         process.finish(Duration::from_secs(10))?;
     }
     Ok(result(spec, &first, &last))
 }
 
-fn connect(spec: &LimitSpec, board: &Board, sender: &mut Process, receivers: &mut [Process]) -> Result<()> {
+fn connect(
+    spec: &LimitSpec,
+    board: &Board,
+    senders: &mut [Process],
+    receivers: &mut [Process],
+) -> Result<()> {
+    let rows = senders.len();
+    let open = || (0..rows).map(|row| board.counter(row, Counter::Connections)).sum::<u64>();
     board.set_phase(Phase::Connect);
     let deadline = Monotonic.now() + CONNECT_WITHIN.as_nanos() as u64;
-    while board.counter(0, Counter::Connections) < u64::from(spec.connections) {
+    while open() < u64::from(spec.connections) {
         std::thread::sleep(POLL_EVERY);
-        sender.check()?;
+        senders.iter_mut().try_for_each(Process::check)?;
         receivers.iter_mut().try_for_each(Process::check)?;
         if Monotonic.now() > deadline {
-            let open = board.counter(0, Counter::Connections);
-            bail!("only {open} of {} connections after {CONNECT_WITHIN:?}", spec.connections);
+            bail!("only {} of {} connections after {CONNECT_WITHIN:?}", open(), spec.connections);
         }
     }
     Ok(())

@@ -3,9 +3,9 @@
 //! A subscriber holds the number of its state and a revision. What a frame does to a state is remembered by the frame's
 //! bytes, so most frames cost one hash over them and one look-up.
 
-use std::rc::Rc;
+use std::collections::VecDeque;
 
-use hashbrown::HashMap;
+use hashbrown::{HashMap, hash_map::Entry};
 use slotcast_engine::{
     diff::list_fingerprint,
     record::{Encoder, Record},
@@ -23,8 +23,8 @@ use crate::{
     workload::Workload,
 };
 
-/// Frames remembered in each of two generations.
-const FRAMES_PER_GENERATION: usize = 100_000;
+/// Frames remembered in each of two generations: more than are under way at once, few enough to stay in a processor's cache.
+const FRAMES_PER_GENERATION: usize = 8_192;
 
 /// What one subscription holds.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -52,7 +52,7 @@ pub enum Taken {
     /// It was applied.
     Applied {
         /// What it did.
-        transition: Rc<Transition>,
+        transition: Transition,
         /// Whether it was a snapshot.
         is_snapshot: bool,
         /// Whether it was the first answer to this subscription.
@@ -67,7 +67,36 @@ pub enum Taken {
 /// A frame worked out once.
 struct Known {
     diff: Result<Outline, Fault>,
-    transitions: Vec<Rc<Transition>>,
+    /// The transition last asked for. Subscribers in step come one after the other.
+    latest: Option<Transition>,
+    others: Vec<Transition>,
+}
+
+impl Known {
+    fn read(frame: &[u8], workload: &Workload) -> Self {
+        let diff = DiffFrame::read(frame).and_then(|diff| {
+            let service = workload.service_of_key(diff.datum).ok_or(Fault::NotSubscribed)?;
+            let DiffFrame { from, to, is_snapshot, .. } = diff;
+            Ok(Outline { service, from, to, is_snapshot, is_empty: diff.is_empty() })
+        });
+        Self { diff, latest: None, others: Vec::new() }
+    }
+
+    /// Makes the transition from `state` the latest one; whether there is one.
+    fn recall(&mut self, state: u32) -> bool {
+        if self.latest.as_ref().is_some_and(|latest| latest.from == state) {
+            return true;
+        }
+        let Some(found) = self.others.iter_mut().find(|other| other.from == state) else { return false };
+        if let Some(latest) = self.latest.as_mut() {
+            std::mem::swap(latest, found);
+        }
+        true
+    }
+
+    fn remember(&mut self, transition: Transition) {
+        self.others.extend(self.latest.replace(transition));
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -79,6 +108,13 @@ struct Outline {
     is_empty: bool,
 }
 
+/// What a frame is known by: the hash of its bytes, and their number.
+type Key = (u64, usize);
+
+fn key(frame: &[u8]) -> Key {
+    (xxh3_64(frame), frame.len())
+}
+
 /// See the module.
 pub struct Oracle<'w> {
     pub(crate) workload: &'w Workload,
@@ -87,9 +123,11 @@ pub struct Oracle<'w> {
     pub(crate) observations: Vec<Observation>,
     pub(crate) findings: Findings,
     applier: Applier<'w>,
-    young: HashMap<(u64, usize), Known>,
-    old: HashMap<(u64, usize), Known>,
+    young: HashMap<Key, Known>,
+    old: HashMap<Key, Known>,
     digests: HashMap<u32, u64>,
+    /// Address and key of frames about to be taken.
+    expected: VecDeque<(usize, Key)>,
 }
 
 impl<'w> Oracle<'w> {
@@ -106,6 +144,7 @@ impl<'w> Oracle<'w> {
             young: HashMap::new(),
             old: HashMap::new(),
             digests: HashMap::new(),
+            expected: VecDeque::new(),
         }
     }
 
@@ -114,6 +153,15 @@ impl<'w> Oracle<'w> {
         let state = self.states.empty(service);
         self.states.hold(state);
         Held { revision: 0, state }
+    }
+
+    /// Tells the whole frames that will be taken next, all from one buffer. Looking each up waits for memory; looked up one
+    /// behind the other, with nothing between, they wait together.
+    pub fn expect<'f>(&mut self, frames: impl Iterator<Item = &'f [u8]>) {
+        self.expected.clear();
+        self.expected.extend(frames.map(|frame| (frame.as_ptr().addr(), key(frame))));
+        let known = self.expected.iter().filter_map(|(_, key)| self.young.get(key));
+        std::hint::black_box(known.filter(|known| known.diff.is_ok()).count());
     }
 
     /// Takes one diff frame that reached a subscriber. `find` gives what that subscriber holds of a service.
@@ -144,9 +192,23 @@ impl<'w> Oracle<'w> {
     }
 
     fn judge<'h>(&mut self, frame: &[u8], find: impl FnOnce(u32) -> Option<&'h mut Held>) -> Taken {
-        let key = (xxh3_64(frame), frame.len());
-        self.learn(key, frame);
-        let Some(known) = self.young.get_mut(&key) else { return Taken::Refused(Fault::Length) };
+        let address = frame.as_ptr().addr();
+        while self.expected.front().is_some_and(|&(expected, _)| expected < address) {
+            self.expected.pop_front();
+        }
+        let key = match self.expected.front() {
+            Some(&(expected, key)) if expected == address && key.1 == frame.len() => key,
+            _ => key(frame),
+        };
+        if self.young.len() >= FRAMES_PER_GENERATION {
+            self.old = std::mem::take(&mut self.young);
+        }
+        let known = match self.young.entry(key) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => {
+                entry.insert(self.old.remove(&key).unwrap_or_else(|| Known::read(frame, self.workload)))
+            }
+        };
         let outline = match &known.diff {
             Ok(outline) => *outline,
             Err(fault) => return Taken::Refused(*fault),
@@ -158,19 +220,14 @@ impl<'w> Oracle<'w> {
         if outline.is_empty && held.revision == outline.to {
             return Taken::Confirmed;
         }
-        let found = known.transitions.iter().find(|transition| transition.from == held.state);
-        let transition = match found {
-            Some(transition) => transition.clone(),
-            None => {
-                let Ok(diff) = DiffFrame::read(frame) else { return Taken::Refused(Fault::FrameChecksum) };
-                let mut transition = self.applier.apply(&mut self.states, held.state, &diff);
-                transition.observation = self.observations.len() as u32;
-                self.observations.push(Observation { state: transition.to, count: 0, revision: outline.to });
-                let transition = Rc::new(transition);
-                known.transitions.push(transition.clone());
-                transition
-            }
-        };
+        if !known.recall(held.state) {
+            let Ok(diff) = DiffFrame::read(frame) else { return Taken::Refused(Fault::FrameChecksum) };
+            let mut transition = self.applier.apply(&mut self.states, held.state, &diff);
+            transition.observation = self.observations.len() as u32;
+            self.observations.push(Observation { state: transition.to, count: 0, revision: outline.to });
+            known.remember(transition);
+        }
+        let Some(transition) = known.latest.clone() else { return Taken::Refused(Fault::FrameChecksum) };
         self.observations[transition.observation as usize].count += 1;
         self.findings.resurrected += u64::from(transition.resurrected);
         self.findings.foreign += u64::from(transition.foreign);
@@ -182,25 +239,6 @@ impl<'w> Oracle<'w> {
         let is_first = held.revision == 0;
         held.revision = outline.to;
         Taken::Applied { transition, is_snapshot: outline.is_snapshot, is_first }
-    }
-
-    /// Makes sure that the frame is among the young ones.
-    fn learn(&mut self, key: (u64, usize), frame: &[u8]) {
-        if self.young.contains_key(&key) {
-            return;
-        }
-        if self.young.len() >= FRAMES_PER_GENERATION {
-            self.old = std::mem::take(&mut self.young);
-        }
-        let known = self.old.remove(&key).unwrap_or_else(|| {
-            let diff = DiffFrame::read(frame).and_then(|diff| {
-                let service = self.workload.service_of_key(diff.datum).ok_or(Fault::NotSubscribed)?;
-                let DiffFrame { from, to, is_snapshot, .. } = diff;
-                Ok(Outline { service, from, to, is_snapshot, is_empty: diff.is_empty() })
-            });
-            Known { diff, transitions: Vec::new() }
-        });
-        self.young.insert(key, known);
     }
 }
 

@@ -44,7 +44,6 @@ struct State {
     content: u64,
     /// Planned changes covered.
     planned: u32,
-    holders: u32,
     delta: Box<[(u32, Place)]>,
     list: Option<Rc<[Place]>>,
     keeps_list: bool,
@@ -53,6 +52,8 @@ struct State {
 /// See the module.
 pub struct States {
     states: Vec<State>,
+    /// Subscribers that hold each, close together: every delivery counts here.
+    holders: Vec<u32>,
     index: HashMap<(u32, u64), u32>,
 }
 
@@ -70,13 +71,12 @@ impl States {
                 identity: 0,
                 content: 0,
                 planned: 0,
-                holders: 0,
                 delta: Box::default(),
                 list: Some(vec![Place::default(); places].into()),
                 keeps_list: true,
             });
         }
-        Self { states, index }
+        Self { holders: vec![0; states.len()], states, index }
     }
 
     /// The state of `service` in which nothing has been seen.
@@ -102,9 +102,8 @@ impl States {
             }
         }
         let list: Rc<[Place]> = list.into();
-        let entry = &mut self.states[state as usize];
-        if entry.holders > 0 {
-            entry.list = Some(list.clone());
+        if self.holders[state as usize] > 0 {
+            self.states[state as usize].list = Some(list.clone());
         }
         list
     }
@@ -131,28 +130,31 @@ impl States {
             identity,
             content: shown,
             planned: origin.planned + planned,
-            holders: 0,
             delta: delta.into(),
             list: Some(list.into()),
             keeps_list,
         };
         let number = self.states.len() as u32;
         self.states.push(state);
+        self.holders.push(0);
         self.index.insert((service, identity), number);
         number
     }
 
     /// One subscriber more holds `state`.
     pub fn hold(&mut self, state: u32) {
-        self.states[state as usize].holders += 1;
+        self.holders[state as usize] += 1;
     }
 
     /// One subscriber less holds `state`.
     pub fn release(&mut self, state: u32) {
-        let entry = &mut self.states[state as usize];
-        entry.holders -= 1;
-        if entry.holders == 0 && !entry.keeps_list {
-            entry.list = None;
+        let holders = &mut self.holders[state as usize];
+        *holders -= 1;
+        if *holders == 0 {
+            let entry = &mut self.states[state as usize];
+            if !entry.keeps_list {
+                entry.list = None;
+            }
         }
     }
 
@@ -173,10 +175,7 @@ impl States {
 
     /// States that somebody holds, with their holders.
     pub fn held(&self) -> impl Iterator<Item = (u32, u32)> {
-        (0u32..)
-            .zip(&self.states)
-            .filter(|(_, state)| state.holders > 0)
-            .map(|(number, state)| (number, state.holders))
+        (0u32..).zip(self.holders.iter().copied()).filter(|(_, holders)| *holders > 0)
     }
 
     /// States ever seen.

@@ -1,5 +1,7 @@
 //! What a diff does to a list: the state it leads to and the planned changes that the list includes from then on.
 
+use std::rc::Rc;
+
 use hashbrown::HashSet;
 use slotcast_engine::record::Encoder;
 
@@ -22,23 +24,39 @@ pub struct Covered {
     pub cancelled_by: Option<u32>,
 }
 
-/// See the module.
-#[derive(Clone, PartialEq, Eq, Debug)]
+/// See the module. Small, because the same is looked up for every delivery.
+#[derive(Clone, Debug)]
 pub struct Transition {
     /// The state it starts from.
     pub from: u32,
     /// The state it leads to.
     pub to: u32,
-    /// Where deliveries of the new list at its revision are counted.
+    /// Where deliveries of the new list at its revision are counted; every transition has its own.
     pub observation: u32,
-    /// Planned changes covered now and not before.
-    pub covered: Box<[Covered]>,
-    /// Whether a planned change of the measuring window is among them.
-    pub in_window: bool,
     /// Removed registrations that are shown again with content from before their removal.
     pub resurrected: u32,
     /// Records that no client ever published.
     pub foreign: u32,
+    /// Whether a planned change of the measuring window is covered now and was not before.
+    pub in_window: bool,
+    /// Planned changes covered now and not before.
+    pub covered: Coverage,
+}
+
+/// Planned changes that a list has come to include.
+#[derive(Clone, Debug)]
+pub enum Coverage {
+    /// None.
+    Nothing,
+    /// One of the window, never cancelled: its times are known for good.
+    One {
+        /// When it was meant to happen, on the board's clock.
+        intended: u64,
+        /// When it was sent.
+        sent: u64,
+    },
+    /// Any.
+    Many(Rc<[Covered]>),
 }
 
 /// Works out transitions.
@@ -99,14 +117,20 @@ impl<'w> Applier<'w> {
         let Change { delta, covered, resurrected, foreign } = change;
         let to = if delta.is_empty() { state } else { states.step(state, delta, covered.len() as u32) };
         let in_window = covered.iter().any(|covered| self.workload.in_window(covered.op));
-        Transition {
-            from: state,
-            to,
-            observation: 0,
-            covered: covered.into(),
-            in_window,
-            resurrected,
-            foreign,
+        let covered = self.coverage(covered);
+        Transition { from: state, to, observation: 0, resurrected, foreign, in_window, covered }
+    }
+
+    fn coverage(&self, covered: Vec<Covered>) -> Coverage {
+        match covered.as_slice() {
+            [] => Coverage::Nothing,
+            [Covered { op, cancelled_by: None }]
+                if self.workload.in_window(*op) && self.board.sent(*op) > 0 =>
+            {
+                let intended = self.board.start() + self.workload.ops()[*op as usize].at;
+                Coverage::One { intended, sent: self.board.sent(*op) }
+            }
+            _ => Coverage::Many(covered.into()),
         }
     }
 

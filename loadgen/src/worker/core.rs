@@ -250,6 +250,7 @@ impl<'w> Core<'w> {
         self.received_since_clock += bytes.len() as u64;
         self.count(Counter::Received, bytes.len() as u64);
         let mut stream = std::mem::take(&mut self.client(client).stream);
+        self.oracle.expect(stream.whole(bytes));
         let fed = stream.feed(bytes, |frame| self.frame(client, frame, clock));
         self.client(client).stream = stream;
         if fed == Err(Garbled) {

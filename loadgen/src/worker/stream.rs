@@ -15,6 +15,17 @@ pub struct Stream {
 }
 
 impl Stream {
+    /// The frames that lie whole in `bytes`, if a frame begins with them.
+    pub fn whole<'b>(&self, bytes: &'b [u8]) -> impl Iterator<Item = &'b [u8]> {
+        let mut rest = if self.partial.is_empty() { bytes } else { &[] };
+        std::iter::from_fn(move || {
+            let len = rest.first_chunk::<4>().and_then(|_| length(rest).ok())?;
+            let (frame, behind) = rest.split_at_checked(len)?;
+            rest = behind;
+            Some(frame)
+        })
+    }
+
     /// Hands every frame that `bytes` complete to `on_frame`, in order.
     pub fn feed(&mut self, mut bytes: &[u8], mut on_frame: impl FnMut(&[u8])) -> Result<(), Garbled> {
         while !self.partial.is_empty() && !bytes.is_empty() {
@@ -66,6 +77,10 @@ mod tests {
             assert_eq!(seen, frames, "step {step}");
             assert!(stream.partial.is_empty());
         }
+        assert_eq!(Stream::default().whole(&whole[..whole.len() - 1]).collect::<Vec<_>>(), frames[..3]);
+        let mut stream = Stream::default();
+        stream.feed(&whole[..5], |_| ()).unwrap();
+        assert_eq!(stream.whole(&whole).count(), 0, "they begin in the middle of one");
     }
 
     #[test]

@@ -12,7 +12,7 @@ use slotcast_engine::{
     record::Record,
 };
 
-use crate::{io::ring::SharedFrame, wire::message::write_diff};
+use crate::{io::ring::SharedFrame, session::push::Frames, wire::message::write_diff};
 
 /// A record of the list, with the session that owns it.
 struct Held {
@@ -33,6 +33,11 @@ struct Step {
     digest_before: u64,
     frame: SharedFrame,
     registers: Box<[RegisterId]>,
+}
+
+struct LastStep {
+    from: Revision,
+    frame: SharedFrame,
 }
 
 /// A subscriber that waits for the first answer, or for a revision that this session has not reached yet.
@@ -106,6 +111,8 @@ pub(super) struct Cache {
     index: HashMap<DatumKey, u32>,
     /// Revision of the latest change per data id: what a subscription is compared with, densely.
     latest: Vec<Revision>,
+    /// The latest step per data id, which is all that most subscribers lack.
+    last_step: Vec<Option<LastStep>>,
     history_bytes_max: usize,
 }
 
@@ -116,6 +123,7 @@ impl Cache {
             vacant: Vec::new(),
             index: HashMap::new(),
             latest: Vec::new(),
+            last_step: Vec::new(),
             history_bytes_max,
         }
     }
@@ -149,16 +157,19 @@ impl Cache {
         let index = self.vacant.pop().unwrap_or_else(|| {
             self.datums.push(None);
             self.latest.push(Revision::ZERO);
+            self.last_step.push(None);
             (self.datums.len() - 1) as u32
         });
         self.datums[index as usize] = Some(datum);
         self.latest[index as usize] = Revision::ZERO;
+        self.last_step[index as usize] = None;
         self.index.insert(key, index);
         index
     }
 
     pub(super) fn remove(&mut self, index: u32) -> Option<Datum> {
         let datum = self.datums.get_mut(index as usize)?.take()?;
+        self.last_step[index as usize] = None;
         self.index.remove(&datum.id.key());
         self.vacant.push(index);
         Some(datum)
@@ -225,6 +236,8 @@ impl Cache {
         debug_assert!(from < diff.to, "what changes has a revision of its own");
         datum.step(from, before, &removes, &puts, self.history_bytes_max);
         self.latest[index as usize] = diff.to;
+        self.last_step[index as usize] =
+            datum.steps.back().map(|step| LastStep { from: step.from, frame: step.frame.clone() });
         Applied::Changed
     }
 
@@ -279,27 +292,35 @@ impl Cache {
         (client, sent): (u32, Revision),
         room: usize,
         merge_above: usize,
-        frames: &mut Vec<SharedFrame>,
+        frames: &mut Frames,
     ) -> (Revision, bool) {
+        if let Some(step) = &self.last_step[index as usize]
+            && step.from <= sent
+            && sent > Revision::ZERO
+            && room > 0
+        {
+            frames.push(&step.frame);
+            return (self.latest[index as usize], false);
+        }
         let Some(datum) = self.datums[index as usize].as_mut() else { return (sent, false) };
         let first = datum.steps.partition_point(|step| step.to <= sent);
         let reached = datum.steps.get(first).is_some_and(|step| step.from <= sent);
         if sent > Revision::ZERO && !reached && datum.provisional.contains(&client) {
-            frames.push(datum.merge_frame(sent));
+            frames.push(&datum.merge_frame(sent));
             return (datum.revision, false);
         }
         if sent == Revision::ZERO || !reached {
-            frames.push(datum.snapshot_frame());
+            frames.push(&datum.snapshot_frame());
             return (datum.revision, true);
         }
         let steps = datum.steps.len() - first;
         if steps > merge_above {
-            frames.push(datum.merged_frame(first));
+            frames.push(&datum.merged_frame(first));
             return (datum.steps.back().map_or(sent, |step| step.to), false);
         }
         let mut reached = sent;
         for step in datum.steps.iter().skip(first).take(room) {
-            frames.push(step.frame.clone());
+            frames.push(&step.frame);
             reached = step.to;
         }
         (reached, false)

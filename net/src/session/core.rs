@@ -17,6 +17,7 @@ use crate::{
         link::{Link, LinkState},
         metrics::SessionMetrics,
         news::News,
+        push::Frames,
         registrations::Registrations,
     },
     wire::{
@@ -56,7 +57,7 @@ pub struct Session {
     pub(super) clients: usize,
     pub(super) slow: Vec<u32>,
     pub(super) idle: VecDeque<(Nanos, u32)>,
-    pub(super) frames: Vec<SharedFrame>,
+    pub(super) frames: Frames,
     pub(super) reached: Vec<(u32, Revision)>,
     /// When the oldest diff came that a round since then has not carried to everybody.
     pub(super) diff_received_at: Option<Nanos>,
@@ -84,7 +85,7 @@ impl Session {
             clients: 0,
             slow: Vec::new(),
             idle: VecDeque::new(),
-            frames: Vec::new(),
+            frames: Frames::default(),
             reached: Vec::new(),
             diff_received_at: None,
             round_carries: None,

@@ -25,8 +25,46 @@ const LARGE_FRAME_BYTES: usize = 16 * 1024;
 const ANSWERS_BYTES_MIN: usize = 256 * 1024;
 /// See [`ANSWERS_BYTES_MIN`]: the frame that says a list is still current.
 const ANSWER_BYTES: usize = 48;
-/// Most parts of one write: the client's own frames and `push_batch_max` shared ones.
-const PARTS_MAX: usize = 129;
+/// What one write brings a client: frames copied together, or one large frame by itself.
+#[derive(Default)]
+pub(super) struct Frames {
+    bytes: Vec<u8>,
+    count: usize,
+    large: Option<SharedFrame>,
+}
+
+impl Frames {
+    pub(super) fn push(&mut self, frame: &SharedFrame) {
+        self.count += 1;
+        if self.count == 1 && frame.len() >= LARGE_FRAME_BYTES {
+            self.large = Some(frame.clone());
+            return;
+        }
+        if let Some(large) = self.large.take() {
+            self.bytes.extend_from_slice(&large);
+        }
+        self.bytes.extend_from_slice(frame);
+    }
+
+    fn clear(&mut self) {
+        self.back((0, 0));
+    }
+
+    fn len(&self) -> usize {
+        self.large.as_ref().map_or(self.bytes.len(), |large| large.len())
+    }
+
+    /// A point to go [`Self::back`] to.
+    fn mark(&self) -> (usize, usize) {
+        (self.count, self.len())
+    }
+
+    fn back(&mut self, (count, bytes): (usize, usize)) {
+        self.count = count;
+        self.large = None;
+        self.bytes.truncate(bytes);
+    }
+}
 
 impl Session {
     /// Writes to the clients whose turn it is, at most `clients_per_turn`. Returns whether some are left.
@@ -71,7 +109,7 @@ impl Session {
         }
         self.frames.clear();
         self.reached.clear();
-        let batch_max = self.config.push_batch_max.min(PARTS_MAX - 1);
+        let batch_max = self.config.push_batch_max;
         let (more, snapshots) =
             gather(client, &mut self.cache, batch_max, &mut self.frames, &mut self.reached);
         let written = send(client, &self.frames, sockets);
@@ -91,7 +129,7 @@ impl Session {
                 } else if more {
                     self.mark_dirty(index);
                 }
-                (self.frames.len() as u64).saturating_sub(snapshots)
+                (self.frames.count as u64).saturating_sub(snapshots)
             }
             None => {
                 client.busy_since = Some(now);
@@ -162,7 +200,7 @@ fn gather(
     client: &Client,
     cache: &mut Cache,
     batch_max: usize,
-    frames: &mut Vec<SharedFrame>,
+    frames: &mut Frames,
     reached: &mut Vec<(u32, Revision)>,
 ) -> (bool, u64) {
     let mut snapshots = 0;
@@ -177,21 +215,21 @@ fn gather(
         if subscription.sent >= latest {
             continue;
         }
-        let held = frames.len();
-        if held >= batch_max {
+        let held = frames.mark();
+        if held.0 >= batch_max {
             return (true, snapshots);
         }
         let reader = (client.conn.index() as u32, subscription.sent);
         let (to, is_snapshot) =
-            cache.frames_since(subscription.datum, reader, batch_max - held, MERGE_ABOVE, frames);
-        let large = frames.last().is_some_and(|frame| frame.len() >= LARGE_FRAME_BYTES);
-        if large && (held > 0 || !client.out.is_empty()) {
+            cache.frames_since(subscription.datum, reader, batch_max - held.0, MERGE_ABOVE, frames);
+        let large = frames.len() - held.1 >= LARGE_FRAME_BYTES;
+        if large && (held.0 > 0 || !client.out.is_empty()) {
             // It goes by itself, after these.
-            frames.truncate(held);
+            frames.back(held);
             return (true, snapshots);
         }
         if !is_snapshot && crate::faults::drop_diff() {
-            frames.truncate(held);
+            frames.back(held);
         }
         snapshots += u64::from(is_snapshot);
         reached.push((position as u32, to));
@@ -206,29 +244,17 @@ fn gather(
 }
 
 /// Writes a client's own frames and the shared ones in one go. Returns the bytes, or `None` if the socket takes nothing.
-fn send(client: &Client, frames: &[SharedFrame], sockets: &mut dyn Sockets) -> Option<usize> {
-    if let [frame] = frames
-        && frame.len() >= LARGE_FRAME_BYTES
-    {
-        debug_assert!(client.out.is_empty(), "the client's own frames went before");
-        return match sockets.send_shared(client.conn, frame) {
-            SendOutcome::Busy => None,
-            SendOutcome::Queued | SendOutcome::Gone => Some(frame.len()),
-        };
-    }
-    let mut parts: [&[u8]; PARTS_MAX] = [&[]; PARTS_MAX];
-    let mut count = 0;
-    let mut bytes = 0;
-    let own = Some(&client.out[..]).filter(|out| !out.is_empty());
-    for part in own.into_iter().chain(frames.iter().map(|frame| &frame[..])) {
-        parts[count] = part;
-        bytes += part.len();
-        count += 1;
-    }
-    if count == 0 {
-        return Some(0);
-    }
-    match sockets.send(client.conn, &parts[..count]) {
+fn send(client: &Client, frames: &Frames, sockets: &mut dyn Sockets) -> Option<usize> {
+    let bytes = client.out.len() + frames.len();
+    let outcome = match &frames.large {
+        Some(large) => {
+            debug_assert!(client.out.is_empty(), "the client's own frames went before");
+            sockets.send_shared(client.conn, large)
+        }
+        None if bytes == 0 => return Some(0),
+        None => sockets.send(client.conn, &[&client.out, &frames.bytes]),
+    };
+    match outcome {
         SendOutcome::Busy => None,
         SendOutcome::Queued | SendOutcome::Gone => Some(bytes),
     }

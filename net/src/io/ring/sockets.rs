@@ -6,7 +6,7 @@ use std::{
     net::{IpAddr, SocketAddr, TcpListener},
     os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use super::{
@@ -34,6 +34,8 @@ pub struct RingSockets {
     first_ring: usize,
     event_fd: Option<Arc<StdFile>>,
     event_fd_enabled: bool,
+    /// When the latest wait ended.
+    woken: Instant,
     /// An error met where none can be returned; the next flush or poll returns it.
     deferred: Option<io::Error>,
 }
@@ -80,6 +82,7 @@ impl RingSockets {
             first_ring: 0,
             event_fd: None,
             event_fd_enabled: false,
+            woken: Instant::now(),
             deferred: None,
         })
     }
@@ -296,6 +299,21 @@ impl RingSockets {
     }
 
     fn wait_many(&mut self, timeout: Duration) -> io::Result<()> {
+        // As in the wait of a single ring.
+        let gather = self.common.config.gather.min(timeout);
+        let busy = self.woken.elapsed() < gather;
+        if busy {
+            std::thread::sleep(gather);
+        } else {
+            self.sleep(timeout)?;
+        }
+        if !gather.is_zero() {
+            self.woken = Instant::now();
+        }
+        Ok(())
+    }
+
+    fn sleep(&mut self, timeout: Duration) -> io::Result<()> {
         if !self.prepare_sleep()? {
             return Ok(());
         }
