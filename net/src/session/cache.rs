@@ -107,6 +107,8 @@ pub(super) struct Cache {
     /// Revision of the latest change per data id: what a subscription is compared with, densely.
     latest: Vec<Revision>,
     history_bytes_max: usize,
+    /// Merged diffs handed out since this was last taken.
+    pub(super) merges: u64,
 }
 
 impl Cache {
@@ -117,6 +119,7 @@ impl Cache {
             index: HashMap::new(),
             latest: Vec::new(),
             history_bytes_max,
+            merges: 0,
         }
     }
 
@@ -294,6 +297,7 @@ impl Cache {
         }
         let steps = datum.steps.len() - first;
         if steps > merge_above {
+            self.merges += 1;
             frames.push(datum.merged_frame(first));
             return (datum.steps.back().map_or(sent, |step| step.to), false);
         }
