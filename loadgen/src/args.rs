@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::{
     clock::SECOND,
+    disturbance::Disturbance,
     preset::{Preset, Wishes},
     replay::Replay,
     run::RunSpec,
@@ -109,6 +110,12 @@ pub struct Setting {
     /// Connections per second that drop, come back at once and resume.
     #[arg(long, default_value_t = 0.0)]
     pub reconnects_per_sec: f64,
+    /// Clients that stop reading when the window opens, keep their connections, and read again when it is over.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub stalled_clients: u32,
+    /// Reset all clients in the middle of the window, within a second; they come back as fast as they are let in.
+    #[arg(long, conflicts_with = "stalled_clients")]
+    pub reconnect_storm: bool,
     /// Longest wait for what is on its way at the end.
     #[arg(long, value_name = "DURATION", default_value = "10s")]
     pub drain: humantime::Duration,
@@ -173,6 +180,16 @@ pub struct RunArgs {
     /// Changes go on for this long before the window opens.
     #[arg(long, value_name = "DURATION", default_value = "2s")]
     pub warmup: humantime::Duration,
+    /// Raise the rate of changes step by step, from the preset's on, until the delays are no longer good (p999 above 1 s),
+    /// and tell the highest rate that was.
+    #[arg(long, conflicts_with_all = ["reconnect_storm", "stalled_clients", "hdr", "target"])]
+    pub find_max: bool,
+    /// Length of the window of each step of `--find-max`.
+    #[arg(long, value_name = "DURATION", default_value = "15s", requires = "find_max")]
+    pub step_duration: humantime::Duration,
+    /// Steps of `--find-max`, at most.
+    #[arg(long, value_name = "N", default_value_t = 24, requires = "find_max")]
+    pub steps_max: usize,
     /// Draw services with Zipf weights of this exponent instead of visiting them in turn.
     #[arg(long, value_name = "EXPONENT", num_args = 0..=1, default_missing_value = "1.0")]
     pub skew: Option<f64>,
@@ -266,7 +283,11 @@ impl Setting {
             settings,
             session_cores: self.session_cores,
             workers: self.workers,
-            reconnects_per_sec: self.reconnects_per_sec,
+            disturbance: Disturbance {
+                reconnects_per_sec: self.reconnects_per_sec,
+                stalled_clients: self.stalled_clients,
+                reconnect_storm: self.reconnect_storm,
+            },
             limit: (!self.no_limit).then(|| self.limit_duration.into()),
             drain: self.drain.into(),
         }
@@ -358,6 +379,9 @@ mod tests {
             parse("loadgen run --preset idle --clients 1000 --duration 5s --skew --json out.json").is_ok()
         );
         assert!(parse("loadgen replay --trace x.csv --speed 2 --cap-gap 1s").is_err());
+        assert!(parse("loadgen run --find-max --step-duration 5s").is_ok());
+        assert!(parse("loadgen run --find-max --reconnect-storm").is_err());
+        assert!(parse("loadgen run --reconnect-storm --stalled-clients 5").is_err());
         assert!(parse("loadgen run --payload-bytes 8").is_err());
         assert!(parse("loadgen replay --trace x.csv --speed 0").is_err());
         assert!(parse("loadgen limit --connections 10 --frames-per-write 1 --frames-per-write 5").is_ok());

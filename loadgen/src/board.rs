@@ -78,11 +78,21 @@ pub enum Counter {
     Frames,
     /// Processor nanoseconds of the working thread (limit only).
     Cpu,
+    /// Connections reset by a reconnect storm.
+    Resets,
+    /// Subscriptions answered since their client was reset by the storm.
+    Resumed,
+    /// Bytes that those subscriptions and their first answers took.
+    ResumeBytes,
+    /// Connections of clients that did not read, ended by the other side.
+    Evicted,
+    /// Connections that a session sent away with a time to come back.
+    SentAway,
 }
 
 const MAGIC: u64 = u64::from_le_bytes(*b"scboard1");
 const HEAD: usize = 8;
-const ROW: usize = 16;
+const ROW: usize = 32;
 const ENTRY: usize = 3;
 const AT_PHASE: usize = 1;
 const AT_START: usize = 2;
@@ -251,7 +261,7 @@ fn words_for(workers: usize, ops: usize) -> usize {
     HEAD + workers * ROW + ops * ENTRY
 }
 
-const _: () = assert!((Counter::Cpu as usize) < ROW, "a row has a word for every counter");
+const _: () = assert!((Counter::SentAway as usize) < ROW, "a row has a word for every counter");
 
 #[cfg(test)]
 mod tests {

@@ -25,6 +25,8 @@ pub mod replay;
 
 pub mod source;
 
+pub mod disturbance;
+
 pub mod board;
 
 pub mod verify;
@@ -43,8 +45,12 @@ pub mod roles;
 
 pub mod limit;
 
+pub mod incident;
+
 pub mod run;
 
 pub mod report;
+
+pub mod find_max;
 
 pub mod args;

@@ -4,13 +4,15 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::ExitCode,
+    time::Duration,
 };
 
 use anyhow::{Context, Result};
 use clap::Parser;
 use loadgen::{
-    args::{ChildArgs, Cli, Command, LimitArgs, Output, RoleCommand, Setting},
+    args::{ChildArgs, Cli, Command, LimitArgs, Output, RoleCommand, RunArgs, Setting},
     division::Division,
+    find_max::{self, Step},
     limit::{self, LimitSpec, ends},
     process,
     progress::Progress,
@@ -30,6 +32,7 @@ fn main() -> ExitCode {
         Command::Demo(args) => {
             drive(&Setting { no_limit: true, ..args.setting.clone() }, &args.output, args.source())
         }
+        Command::Run(args) if args.find_max => find_max(&args),
         Command::Run(args) => drive(&args.setting, &args.output, args.source()),
         Command::Replay(args) => drive(&args.setting, &args.output, args.source()),
         Command::Limit(args) => limit(&args),
@@ -73,6 +76,53 @@ fn drive(setting: &Setting, output: &Output, mut source: Source) -> Result<ExitC
     println!("{}", table::of_run(&outcome, &verdict));
     write(output, &outcome, &verdict)?;
     Ok(if verdict.is_ok() { ExitCode::SUCCESS } else { ExitCode::from(NOT_OK) })
+}
+
+/// Searches the highest good rate; see [`find_max`](loadgen::find_max).
+fn find_max(args: &RunArgs) -> Result<ExitCode> {
+    let source = args.source();
+    let window = Duration::from(args.step_duration).as_nanos() as u64;
+    let progress = Progress::new();
+    let mut best: Option<(Outcome, Verdict)> = None;
+    let mut bare = Vec::new();
+    let rate = source.changes_per_sec().context("only a made-up run has a rate")?;
+    let steps = find_max::search(rate, args.steps_max, |index, rate| {
+        progress.say(&format!("step {}: {rate:.0} changes/s", index + 1));
+        let source = source.at_rate(rate, window);
+        let workload = source.build(0..0)?;
+        let mut spec = args.setting.spec(source);
+        spec.limit = spec.limit.filter(|_| index == 0);
+        let mut outcome = run::run(&spec, &workload, &progress)?;
+        if index == 0 {
+            bare.clone_from(&outcome.limit);
+        }
+        outcome.limit.clone_from(&bare);
+        let verdict = Verdict::of(&outcome);
+        let step = Step::of(rate, &outcome, &verdict);
+        progress.say(&format!(
+            "step {}: {}, p999 {:.0} ms, {:.1} million pushes/min",
+            index + 1,
+            if step.is_good() { "good".into() } else { step.reasons.join(", ") },
+            step.p999_ms,
+            step.pushes_per_min / 1e6
+        ));
+        // The searched rates that are good only grow.
+        if step.is_good() || best.is_none() {
+            best = Some((outcome, verdict));
+        }
+        Ok(step)
+    });
+    progress.finish();
+    let steps = steps?;
+    println!("{}", table::of_steps(&steps));
+    let found = find_max::best(&steps);
+    if let (Some(path), Some((outcome, verdict))) = (&args.output.json, &best) {
+        write_json(path, &json::of_find_max(&steps, outcome, verdict))?;
+    }
+    let path = chart_path(&args.output);
+    chart::write_steps(&path, &steps).with_context(|| format!("cannot write {}", path.display()))?;
+    println!("chart: {}", path.display());
+    Ok(if found.is_some() { ExitCode::SUCCESS } else { ExitCode::from(NOT_OK) })
 }
 
 fn write(output: &Output, outcome: &Outcome, verdict: &Verdict) -> Result<()> {

@@ -18,8 +18,6 @@ use crate::{division::Division, process::Process};
 
 const READY_WITHIN: Duration = Duration::from_secs(20);
 const HTTP_TIMEOUT: Duration = Duration::from_secs(5);
-/// The session's counter of socket writes to clients, as `/metrics` names it.
-const WRITES_METRIC: &str = "slotcast_session_client_writes_total";
 
 /// What the embedded cluster is told.
 #[derive(Clone, Debug, Default)]
@@ -63,12 +61,36 @@ impl Cluster {
         Ok(Self { data, session, clients, session_http })
     }
 
-    /// Socket writes to clients so far, if the session tells.
-    pub fn socket_writes(&self) -> Option<u64> {
-        let text = get(self.session_http, "/metrics").ok()?.1;
-        let lines = text.lines().filter(|line| line.starts_with(WRITES_METRIC));
+    /// The session's metrics now, if it tells.
+    pub fn session_metrics(&self) -> Option<Metrics> {
+        get(self.session_http, "/metrics").ok().map(|(_, text)| Metrics { text })
+    }
+}
+
+/// What a process tells on `/metrics`.
+#[derive(Clone, Default, Debug)]
+pub struct Metrics {
+    text: String,
+}
+
+impl Metrics {
+    /// A metric of the session summed over its cores and labels; none if it is not there.
+    pub fn session(&self, name: &str) -> Option<f64> {
+        self.sum(&format!("slotcast_session_{name}"), "")
+    }
+
+    /// Clients closed for a fault of theirs, or sent away, with this reason.
+    pub fn client_errors(&self, reason: &str) -> f64 {
+        self.sum("slotcast_session_client_errors_total", &format!("reason=\"{reason}\"")).unwrap_or(0.0)
+    }
+
+    fn sum(&self, name: &str, label: &str) -> Option<f64> {
+        let lines = self.text.lines().filter(|line| {
+            let rest = line.strip_prefix(name);
+            rest.is_some_and(|rest| rest.starts_with(['{', ' '])) && line.contains(label)
+        });
         let values: Vec<f64> = lines.filter_map(|line| line.rsplit(' ').next()?.parse().ok()).collect();
-        (!values.is_empty()).then(|| values.iter().sum::<f64>() as u64)
+        (!values.is_empty()).then(|| values.iter().sum())
     }
 }
 
@@ -150,6 +172,19 @@ fn between<'t>(text: &'t str, start: &str, end: &str) -> Option<&'t str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn metrics_are_summed_over_cores_and_told_apart_by_reason() {
+        let text = "# TYPE x counter\n\
+            slotcast_session_pushes_total{core=\"0\"} 3\n\
+            slotcast_session_pushes_total{core=\"1\"} 4\n\
+            slotcast_session_pushes_total_more 9\n\
+            slotcast_session_client_errors_total{core=\"0\",reason=\"frame\"} 1\n\
+            slotcast_session_client_errors_total{core=\"0\",reason=\"slow_reader\"} 2\n";
+        let metrics = Metrics { text: text.into() };
+        assert_eq!((metrics.session("pushes_total"), metrics.session("absent")), (Some(7.0), None));
+        assert_eq!((metrics.client_errors("slow_reader"), metrics.client_errors("draining")), (2.0, 0.0));
+    }
 
     #[test]
     fn ready_lines_are_understood() {

@@ -12,11 +12,13 @@ use slotcast_engine::record::Encoder;
 use crate::{
     board::{Board, Counter, Phase},
     clock::{Clock, MILLISECOND, Monotonic, SECOND},
+    disturbance::Disturbance,
     division::Division,
+    incident::{IdleMemory, SlowClients, Stalled, StormReport},
     limit::{self, LimitResult, LimitSpec},
     process::{self, Process},
     progress::Progress,
-    roles::{Cluster, ClusterSpec},
+    roles::{Cluster, ClusterSpec, Metrics},
     samples::Measured,
     source::Source,
     verify::truth::Findings,
@@ -31,6 +33,8 @@ const DIFF_OVERHEAD_BYTES: usize = 48;
 const POLL_EVERY: Duration = Duration::from_millis(20);
 /// A phase in which nothing moves for this long is given up.
 const STALLED_AFTER: u64 = 30 * SECOND;
+/// What was before a reconnect storm is read this long before it.
+const BEFORE_STORM: u64 = 200 * MILLISECOND;
 /// The changes start this long after they are announced.
 const START_LEAD: u64 = 100 * MILLISECOND;
 const FINISH_WITHIN: Duration = Duration::from_secs(120);
@@ -50,8 +54,8 @@ pub struct RunSpec {
     pub session_cores: Option<usize>,
     /// Worker processes.
     pub workers: Option<usize>,
-    /// Connections dropped and reopened per second.
-    pub reconnects_per_sec: f64,
+    /// What is done to the clients besides the planned changes.
+    pub disturbance: Disturbance,
     /// How long each bare measurement takes; none: not measured.
     pub limit: Option<Duration>,
     /// Longest wait for what is on its way at the end.
@@ -119,6 +123,16 @@ pub struct Outcome {
     pub division: Division,
     /// When the window began, for the log of delays.
     pub window_began: SystemTime,
+    /// The clients that read nothing meanwhile, if there were any; `measured` is without them.
+    pub stalled: Option<Stalled>,
+    /// The reconnect storm, if there was one.
+    pub storm: Option<StormReport>,
+    /// What the session says of slow clients.
+    pub slow_clients: Option<SlowClients>,
+    /// Connections sent away with a time to come back.
+    pub sent_away: u64,
+    /// Memory of the session as the clients came.
+    pub idle_memory: Option<IdleMemory>,
 }
 
 /// Processor time, memory and connections at one moment.
@@ -127,7 +141,17 @@ struct Reading {
     cpu_s: PerRole<f64>,
     rss: PerRole<u64>,
     connections: u64,
-    socket_writes: Option<u64>,
+    metrics: Option<Metrics>,
+}
+
+/// What is seen of a reconnect storm while it goes on.
+struct StormWatch {
+    /// When the first client is reset.
+    at: u64,
+    /// What had been told before.
+    before: Option<(u64, Option<f64>)>,
+    connected: Option<u64>,
+    converged: Option<u64>,
 }
 
 struct Run<'r> {
@@ -138,11 +162,14 @@ struct Run<'r> {
     workers: Vec<Process>,
     progress: &'r Progress,
     stalls: Vec<String>,
+    idle_memory: IdleMemory,
+    storm: Option<StormWatch>,
 }
 
 /// Runs `spec`; `workload` is what its source derives, without subscriptions.
 pub fn run(spec: &RunSpec, workload: &Workload, progress: &Progress) -> Result<Outcome> {
     let folder = tempfile::Builder::new().prefix("loadgen-").tempdir()?;
+    spec.disturbance.check(workload)?;
     let clients = workload.clients();
     let division = Division::new(&process::cores(), clients, spec.session_cores, spec.workers);
     let frame_bytes = frame_bytes(workload)?;
@@ -167,7 +194,7 @@ pub fn run(spec: &RunSpec, workload: &Workload, progress: &Progress) -> Result<O
             first_client,
             clients: count,
             source: spec.source.clone(),
-            reconnects_per_sec: spec.reconnects_per_sec,
+            disturbance: spec.disturbance,
             targets: targets.clone(),
             board: path.clone(),
             output: output.clone(),
@@ -176,7 +203,18 @@ pub fn run(spec: &RunSpec, workload: &Workload, progress: &Progress) -> Result<O
         workers.push(start_worker(&config, &division.workers[index..=index], folder.path(), planned)?);
         outputs.push(output);
     }
-    let run = Run { spec, workload, board, cluster, workers, progress, stalls: Vec::new() };
+    let idle_memory = IdleMemory { clients, ..IdleMemory::default() };
+    let run = Run {
+        spec,
+        workload,
+        board,
+        cluster,
+        workers,
+        progress,
+        stalls: Vec::new(),
+        idle_memory,
+        storm: None,
+    };
     let mut outcome = run.through(&outputs, division)?;
     outcome.limit = limit;
     outcome.frame_bytes = frame_bytes;
@@ -189,6 +227,7 @@ impl Run<'_> {
         let began = Monotonic.now();
         self.set_up()?;
         let (mut first, mut last) = (Reading::default(), Reading::default());
+        let mut in_the_end = None;
         let (mut warmup_s, mut window_began) = (0.0, SystemTime::now());
         if self.stalls.is_empty() {
             self.board.set_start(Monotonic.now() + START_LEAD);
@@ -199,10 +238,22 @@ impl Run<'_> {
             first = self.reading();
             warmup_s = (start + window.start).saturating_sub(began) as f64 / SECOND as f64;
             window_began = SystemTime::now();
+            self.storm = self.spec.disturbance.storm_at(self.workload).map(|at| StormWatch {
+                at: start + at,
+                before: None,
+                connected: None,
+                converged: None,
+            });
             self.until("running", start + window.start, start + window.end)?;
             last = self.reading();
             self.drain()?;
+            if self.spec.disturbance.stalled_clients > 0 {
+                // Those that were evicted meanwhile find out when they read again.
+                last.connections = self.board.total(Counter::Connections);
+            }
+            in_the_end = self.session_metrics();
         }
+        let storm = self.storm_report(in_the_end.as_ref());
         self.progress.phase("checking", 1);
         self.board.set_phase(Phase::Finish);
         let board = &self.board;
@@ -210,8 +261,10 @@ impl Run<'_> {
             worker.finish(FINISH_WITHIN)?;
         }
         let (mut measured, mut findings, mut errors) = (Measured::default(), Findings::default(), Vec::new());
+        let mut stalled = Measured::default();
         for output in outputs {
             measured.add(Measured::load(output)?)?;
+            stalled.add(worker::stalled(output)?)?;
             let remarks = worker::remarks(output)?;
             findings.add(remarks.findings);
             errors.extend(remarks.errors);
@@ -231,10 +284,7 @@ impl Run<'_> {
             findings,
             errors,
             stalls: self.stalls,
-            socket_writes: last
-                .socket_writes
-                .zip(first.socket_writes)
-                .map(|(last, first)| last.saturating_sub(first)),
+            socket_writes: writes(&last).zip(writes(&first)).map(|(last, first)| last.saturating_sub(first)),
             cpu_s: last.cpu_s.since(&first.cpu_s),
             rss_bytes: last.rss,
             limit: Vec::new(),
@@ -247,6 +297,19 @@ impl Run<'_> {
             notes: workload.notes().to_vec(),
             division,
             window_began,
+            stalled: (self.spec.disturbance.stalled_clients > 0).then(|| Stalled {
+                clients: self.spec.disturbance.stalled_clients,
+                measured: stalled,
+                evicted: board.total(Counter::Evicted),
+            }),
+            storm,
+            slow_clients: first
+                .metrics
+                .as_ref()
+                .zip(last.metrics.as_ref())
+                .map(|(first, last)| SlowClients::between(first, last, in_the_end.as_ref().unwrap_or(last))),
+            sent_away: board.total(Counter::SentAway),
+            idle_memory: self.cluster.is_some().then_some(self.idle_memory),
         })
     }
 
@@ -259,6 +322,7 @@ impl Run<'_> {
             (Phase::Publish, "publishing", Counter::Staged, self.workload.staged().len() as u64),
             (Phase::Subscribe, "subscribing", Counter::Answered, subscriptions),
         ];
+        self.idle_memory.start = self.session_rss();
         for (phase, name, counter, target) in parts {
             self.progress.phase(name, target);
             self.board.set_phase(phase);
@@ -274,8 +338,58 @@ impl Run<'_> {
                     return Ok(());
                 }
             }
+            let (now, memory) = (self.session_rss(), &mut self.idle_memory);
+            let place = match phase {
+                Phase::Connect => &mut memory.connected,
+                Phase::Publish => &mut memory.published,
+                _ => &mut memory.subscribed,
+            };
+            *place = now;
         }
         Ok(())
+    }
+
+    fn session_rss(&self) -> u64 {
+        self.cluster.as_ref().map_or(0, |cluster| cluster.session.rss_bytes())
+    }
+
+    fn session_metrics(&self) -> Option<Metrics> {
+        self.cluster.as_ref().and_then(Cluster::session_metrics)
+    }
+
+    /// Notes what a reconnect storm has come to.
+    fn watch_storm(&mut self) {
+        let Some(storm) = &self.storm else { return };
+        let now = Monotonic.now();
+        let before = (storm.before.is_none() && now + BEFORE_STORM >= storm.at)
+            .then(|| (self.board.total(Counter::Snapshots), departed(self.session_metrics().as_ref())));
+        let clients = u64::from(self.workload.clients());
+        let subscriptions: u64 = self.workload.subscribers().iter().map(|&count| u64::from(count)).sum();
+        let all_reset = self.board.total(Counter::Resets) == clients;
+        let connected = all_reset && self.board.total(Counter::Connections) == clients;
+        let converged = connected && self.board.total(Counter::Resumed) == subscriptions;
+        let Some(storm) = &mut self.storm else { return };
+        storm.before = storm.before.or(before);
+        storm.connected = storm.connected.or(connected.then_some(now));
+        storm.converged = storm.converged.or(converged.then_some(now));
+    }
+
+    fn storm_report(&mut self, metrics: Option<&Metrics>) -> Option<StormReport> {
+        self.watch_storm();
+        let storm = self.storm.as_ref()?;
+        let since = |at: u64| at.saturating_sub(storm.at) as f64 / SECOND as f64;
+        let (resets, resumed) = (self.board.total(Counter::Resets), self.board.total(Counter::Resumed));
+        let (snapshots, departures) = storm.before.unwrap_or_default();
+        let connected_s = storm.connected.map(since);
+        Some(StormReport {
+            resets,
+            connected_s,
+            converged_s: storm.converged.map(since),
+            connections_per_s: connected_s.map(|seconds| resets as f64 / seconds.max(1e-9)),
+            snapshots: self.board.total(Counter::Snapshots).saturating_sub(snapshots),
+            resume_bytes: self.board.total(Counter::ResumeBytes) as f64 / resumed.max(1) as f64,
+            removals: departed(metrics).zip(departures).map(|(last, first)| (last - first) as u64),
+        })
     }
 
     /// Waits for a moment of the clock.
@@ -304,13 +418,21 @@ impl Run<'_> {
             let open = self.board.total(Counter::Unresolved);
             let unacknowledged = planned.saturating_sub(self.board.total(Counter::Acknowledged));
             let now = Monotonic.now();
-            if (looked && open == 0 && unacknowledged == 0) || now >= deadline {
+            if (looked && open == 0 && unacknowledged == 0 && self.is_whole()) || now >= deadline {
                 return Ok(());
             }
             let gone = self.spec.drain.as_millis() as u64 - (deadline - now) / MILLISECOND;
             self.progress.at(gone, || format!("{open} pairs, {unacknowledged} changes open"));
             self.breathe()?;
         }
+    }
+
+    /// Whether everybody whom the run itself disturbed is back.
+    fn is_whole(&self) -> bool {
+        let disturbance = &self.spec.disturbance;
+        let clients = u64::from(self.workload.clients());
+        let is_back = disturbance.stalled_clients == 0 || self.board.total(Counter::Connections) == clients;
+        is_back && self.storm.as_ref().is_none_or(|storm| storm.converged.is_some())
     }
 
     fn breathe(&mut self) -> Result<()> {
@@ -320,6 +442,7 @@ impl Run<'_> {
             cluster.data.check()?;
             cluster.session.check()?;
         }
+        self.watch_storm();
         Ok(())
     }
 
@@ -339,9 +462,18 @@ impl Run<'_> {
                 loadgen: process::rss_bytes(own) + self.workers.iter().map(Process::rss_bytes).sum::<u64>(),
             },
             connections: self.board.total(Counter::Connections),
-            socket_writes: self.cluster.as_ref().and_then(Cluster::socket_writes),
+            metrics: self.session_metrics(),
         }
     }
+}
+
+/// Registrations that the session removed because their client left.
+fn departed(metrics: Option<&Metrics>) -> Option<f64> {
+    metrics.and_then(|metrics| metrics.session("departed_publishers_total"))
+}
+
+fn writes(reading: &Reading) -> Option<u64> {
+    reading.metrics.as_ref()?.session("client_writes_total").map(|writes| writes as u64)
 }
 
 impl PerRole<f64> {

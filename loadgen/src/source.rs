@@ -40,4 +40,22 @@ impl Source {
             Source::Replay(replay) => replay.tag = value,
         }
     }
+
+    /// The planned changes per second of a made-up run; none for a trace.
+    pub fn changes_per_sec(&self) -> Option<f64> {
+        match self {
+            Source::Synthetic(synthetic) => Some(synthetic.changes_per_sec),
+            Source::Replay(_) => None,
+        }
+    }
+
+    /// The same made-up run at another rate and with another window; a trace stays as it is.
+    pub fn at_rate(&self, changes_per_sec: f64, window_ns: u64) -> Source {
+        match self {
+            Source::Synthetic(synthetic) => {
+                Source::Synthetic(Synthetic { changes_per_sec, window_ns, ..synthetic.clone() })
+            }
+            Source::Replay(replay) => Source::Replay(replay.clone()),
+        }
+    }
 }

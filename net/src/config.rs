@@ -87,6 +87,10 @@ pub struct SessionSection {
     pub cores: usize,
     /// Clients of one core.
     pub clients_max: usize,
+    /// Connections per second that each core lets in; the others are told when to come back. 0: all are let in.
+    pub accept_rate: u32,
+    /// Connections that each core lets in at once after a quiet time, where there is a rate.
+    pub accept_burst: u32,
     /// Publishers of one client.
     pub publishers_max: u32,
     /// Subscriptions of one client.
@@ -176,6 +180,8 @@ impl Default for SessionSection {
             http: loopback(7609),
             cores: 1,
             clients_max: defaults.clients_max,
+            accept_rate: defaults.accept_rate,
+            accept_burst: defaults.accept_burst,
             publishers_max: defaults.publishers_max,
             subscriptions_max: defaults.subscriptions_max,
             push_batch_max: defaults.push_batch_max,
@@ -228,6 +234,7 @@ impl Config {
         );
         let session = &self.session;
         ensure!(session.clients_max > 0, "session.clients_max has to be at least 1");
+        ensure!(session.accept_burst > 0, "session.accept_burst has to be at least 1");
         ensure!(
             (1..=128).contains(&session.push_batch_max),
             "session.push_batch_max has to be from 1 to 128"
@@ -337,6 +344,8 @@ impl Config {
         let nanos = |duration: Duration| duration.as_nanos() as u64;
         let session = SessionConfig {
             clients_max: section.clients_max,
+            accept_rate: section.accept_rate,
+            accept_burst: section.accept_burst,
             publishers_max: section.publishers_max,
             subscriptions_max: section.subscriptions_max,
             push_batch_max: section.push_batch_max,

@@ -5,7 +5,11 @@ use std::path::Path;
 use anyhow::{Result, anyhow};
 use plotters::{coord::Shift, prelude::*};
 
-use crate::{run::Outcome, samples::Delays};
+use crate::{
+    find_max::{self, Step},
+    run::Outcome,
+    samples::Delays,
+};
 
 const SIZE: (u32, u32) = (960, 880);
 /// "Nines" shown at most: 99.9999 %.
@@ -24,6 +28,51 @@ pub fn write(path: &Path, outcome: &Outcome) -> Result<()> {
         let (upper, lower) = root.split_vertically(SIZE.1 / 2);
         percentiles(&upper, &outcome.measured.latency, &outcome.measured.service)?;
         rate(&lower, &outcome.measured.counts.by_second)?;
+        root.present().map_err(failed)?;
+    }
+    std::fs::write(path, svg)?;
+    Ok(())
+}
+
+/// Writes the chart of a search as SVG: delay over pushes per minute.
+pub fn write_steps(path: &Path, steps: &[Step]) -> Result<()> {
+    let mut steps: Vec<&Step> = steps.iter().collect();
+    steps.sort_by(|one, other| one.planned_per_min.total_cmp(&other.planned_per_min));
+    let row = |of: fn(&Step) -> f64| -> Vec<(f64, f64)> {
+        steps.iter().map(|step| (step.planned_per_min / 1e6, of(step).max(1e-3))).collect()
+    };
+    let (p50, p999) = (row(|step| step.p50_ms), row(|step| step.p999_ms));
+    let most = p50.last().map_or(1.0, |point| point.0);
+    let all = || p50.iter().chain(&p999).map(|point| point.1);
+    let (low, high) = (all().fold(1.0, f64::min), all().fold(find_max::P999_MS_MAX, f64::max));
+    let mut svg = String::new();
+    {
+        let root = SVGBackend::with_string(&mut svg, (SIZE.0, SIZE.1 / 2)).into_drawing_area();
+        root.fill(&WHITE).map_err(failed)?;
+        let mut chart = ChartBuilder::on(&root)
+            .caption("delay by rate", ("sans-serif", 20))
+            .margin(12)
+            .x_label_area_size(40)
+            .y_label_area_size(70)
+            .build_cartesian_2d(0.0..most * 1.05, (low * 0.8..high * 1.25).log_scale())
+            .map_err(failed)?;
+        chart
+            .configure_mesh()
+            .x_desc("planned deliveries, million per minute")
+            .y_desc("ms")
+            .y_label_formatter(&|ms| format!("{ms:.1}"))
+            .draw()
+            .map_err(failed)?;
+        for (points, colour, name) in [(p999, LATENCY, "p999"), (p50, SERVICE, "p50")] {
+            chart
+                .draw_series(LineSeries::new(points, colour.stroke_width(2)).point_size(4))
+                .map_err(failed)?
+                .label(name)
+                .legend(move |(x, y)| PathElement::new([(x, y), (x + 20, y)], colour.stroke_width(2)));
+        }
+        let bound = [(0.0, find_max::P999_MS_MAX), (most * 1.05, find_max::P999_MS_MAX)];
+        chart.draw_series(LineSeries::new(bound, BLACK.stroke_width(1))).map_err(failed)?;
+        chart.configure_series_labels().border_style(BLACK).background_style(WHITE).draw().map_err(failed)?;
         root.present().map_err(failed)?;
     }
     std::fs::write(path, svg)?;

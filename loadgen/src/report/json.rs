@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::{
+    find_max::{self, Step},
     limit::{LimitResult, MERGED},
     report::{machine, verdict::Verdict},
     run::{Outcome, PerRole},
@@ -27,7 +28,7 @@ fn agreed(outcome: &Outcome, verdict: &Verdict) -> Value {
         "clients": outcome.clients,
         "connections": outcome.connections,
         "changes": outcome.changes.0,
-        "change_deliveries": counts.change_deliveries,
+        "change_deliveries": outcome.change_deliveries(),
         "pushes": counts.pushes,
         "pushes_per_min": outcome.pushes_per_min(),
         "sustained_min": outcome.sustained_min(),
@@ -76,7 +77,28 @@ fn added(outcome: &Outcome, verdict: &Verdict) -> Value {
         "scaling": outcome.notes,
         "cores": outcome.division,
         "stolen": outcome.stolen,
+        "stalled_clients": outcome.stalled.as_ref().map_or(0, |stalled| stalled.clients),
+        "latency_stalled_ms": outcome.stalled.as_ref().map(|stalled| delays(&stalled.measured.latency)),
+        "pushes_stalled": outcome.stalled.as_ref().map(|stalled| stalled.measured.counts.pushes),
+        "snapshots_stalled": outcome.stalled.as_ref().map(|stalled| stalled.measured.counts.snapshots),
+        "evicted_stalled": outcome.stalled.as_ref().map(|stalled| stalled.evicted),
+        "slow_clients": outcome.slow_clients,
+        "reconnect_storm": outcome.storm,
+        "sent_away": outcome.sent_away,
+        "idle_memory_bytes": outcome.idle_memory,
+        "idle_bytes_per_client": outcome.idle_memory.map(|memory| memory.per_client()),
     })
+}
+
+/// The search for the highest good rate: the keys of the best good step (of the first one, if none was good), all steps, and
+/// `max_good`.
+pub fn of_find_max(steps: &[Step], outcome: &Outcome, verdict: &Verdict) -> Value {
+    let mut all = of_run(outcome, verdict);
+    if let Value::Object(all) = &mut all {
+        all.insert("steps".into(), json!(steps));
+        all.insert("max_good".into(), json!(find_max::best(steps)));
+    }
+    all
 }
 
 /// The bare limit alone.
@@ -105,7 +127,12 @@ fn per_role<T: Copy + serde::Serialize + Default>(values: &PerRole<T>) -> Value 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{division::Division, samples::Measured, verify::truth::Findings};
+    use crate::{
+        division::Division,
+        incident::{Stalled, StormReport},
+        samples::Measured,
+        verify::truth::Findings,
+    };
 
     const KEYS: &str = "verdict, clients, connections, changes, change_deliveries, pushes, pushes_per_min, sustained_min, \
         snapshots, socket_writes, wire_bytes, missing, extra, stale, resurrected, partial, latency_ms, service_ms, cpu_s, \
@@ -140,7 +167,39 @@ mod tests {
             notes: Vec::new(),
             division: Division::new(&[0, 1], 10, None, None),
             window_began: std::time::SystemTime::now(),
+            stalled: None,
+            storm: None,
+            slow_clients: None,
+            sent_away: 0,
+            idle_memory: None,
         }
+    }
+
+    fn storm() -> StormReport {
+        StormReport {
+            resets: 10,
+            connected_s: Some(1.0),
+            converged_s: Some(2.0),
+            connections_per_s: Some(10.0),
+            snapshots: 0,
+            resume_bytes: 100.0,
+            removals: Some(0),
+        }
+    }
+
+    #[test]
+    fn pairs_of_clients_that_stalled_count_as_resolved_and_are_told_by_themselves() {
+        let mut outcome = outcome();
+        outcome.deliveries_planned = 650;
+        let mut stalled = Measured::default();
+        stalled.latency.record_n(9_000_000_000, 50).unwrap();
+        outcome.stalled = Some(Stalled { clients: 3, measured: stalled, evicted: 2 });
+        let verdict = Verdict::of(&outcome);
+        assert!(verdict.is_ok(), "{:?}", verdict.reasons);
+        let json = of_run(&outcome, &verdict);
+        assert!(json["latency_ms"]["max"].as_f64().unwrap() < 10.0);
+        assert!(json["latency_stalled_ms"]["p50"].as_f64().unwrap() > 8_000.0);
+        assert_eq!((json["stalled_clients"].as_u64(), json["evicted_stalled"].as_u64()), (Some(3), Some(2)));
     }
 
     #[test]
@@ -163,7 +222,7 @@ mod tests {
 
     #[test]
     fn anything_wrong_makes_the_verdict_fail() {
-        let spoil: [fn(&mut Outcome); 10] = [
+        let spoil: [fn(&mut Outcome); 13] = [
             |outcome| outcome.findings.missing = 1,
             |outcome| outcome.findings.extra = 1,
             |outcome| outcome.findings.stale = 1,
@@ -174,8 +233,12 @@ mod tests {
             |outcome| outcome.published = 7,
             |outcome| outcome.measured.counts.pushes = 0,
             |outcome| outcome.deliveries_planned = 601,
+            |outcome| outcome.storm = Some(StormReport { removals: Some(1), ..storm() }),
+            |outcome| outcome.storm = Some(StormReport { converged_s: None, ..storm() }),
+            |outcome| outcome.storm = Some(StormReport { resets: 9, ..storm() }),
         ];
         assert!(Verdict::of(&outcome()).is_ok());
+        assert!(Verdict::of(&Outcome { storm: Some(storm()), ..outcome() }).is_ok());
         for (index, spoil) in spoil.iter().enumerate() {
             let mut outcome = outcome();
             spoil(&mut outcome);

@@ -2,7 +2,13 @@
 
 use comfy_table::{CellAlignment, Table, presets::UTF8_FULL_CONDENSED};
 
-use crate::{limit::LimitResult, report::verdict::Verdict, run::Outcome, samples::Delays};
+use crate::{
+    find_max::{self, Step},
+    limit::LimitResult,
+    report::verdict::Verdict,
+    run::Outcome,
+    samples::Delays,
+};
 
 /// Everything worth reading about a run.
 pub fn of_run(outcome: &Outcome, verdict: &Verdict) -> String {
@@ -20,7 +26,7 @@ pub fn of_run(outcome: &Outcome, verdict: &Verdict) -> String {
         ("changes in the window", count(outcome.changes.0)),
         (
             "deliveries covered / planned",
-            format!("{} / {}", count(counts.change_deliveries), count(outcome.deliveries_planned)),
+            format!("{} / {}", count(outcome.change_deliveries()), count(outcome.deliveries_planned)),
         ),
         ("pushes", count(counts.pushes)),
         ("pushes per minute / worst 5 s", {
@@ -57,6 +63,7 @@ pub fn of_run(outcome: &Outcome, verdict: &Verdict) -> String {
         }),
         ("warm-up s / window s", format!("{:.1} / {:.1}", outcome.warmup_s, outcome.duration_s())),
     ];
+    rows.extend(incidents(outcome));
     for result in &outcome.limit {
         let name =
             if result.frames_per_write == 1 { "bare limit, sends/s" } else { "bare limit merged, pushes/s" };
@@ -72,6 +79,44 @@ pub fn of_run(outcome: &Outcome, verdict: &Verdict) -> String {
     rows.extend(told("error", &outcome.errors));
     rows.extend(told("not ok because", &verdict.reasons));
     table(rows)
+}
+
+/// What was done to the clients, and what the session says of it.
+fn incidents(outcome: &Outcome) -> Vec<(&'static str, String)> {
+    let mut rows = Vec::new();
+    if let Some(memory) = &outcome.idle_memory {
+        rows.push(("session's bytes per idle client, no kernel memory", count(memory.per_client())));
+    }
+    if let Some(stalled) = &outcome.stalled {
+        let (clients, evicted) = (count(stalled.clients.into()), count(stalled.evicted));
+        rows.push(("clients that read nothing / evicted", format!("{clients} / {evicted}")));
+        rows.push(("their latency ms p50 / p99 / p999 / max", delays(&stalled.measured.latency)));
+    }
+    let slow = outcome.slow_clients.filter(|slow| slow.slow > 0 || outcome.stalled.is_some());
+    if let Some(slow) = slow {
+        rows.push((
+            "slow / evicted / merged diffs / bytes waiting",
+            [slow.slow, slow.evicted, slow.merged, slow.waiting_bytes].map(count).join(" / "),
+        ));
+    }
+    if let Some(storm) = &outcome.storm {
+        let told = |value: Option<f64>| value.map_or("never".into(), |value| format!("{value:.2}"));
+        rows.push(("storm: connected / right again after s", {
+            format!("{} / {}", told(storm.connected_s), told(storm.converged_s))
+        }));
+        rows.push(("storm: connections/s / bytes per list", {
+            let rate = storm.connections_per_s.map_or("-".into(), |rate| count(rate as u64));
+            format!("{rate} / {:.0}", storm.resume_bytes)
+        }));
+        rows.push(("storm: snapshots / removals", {
+            let removals = storm.removals.map_or("not told".into(), count);
+            format!("{} / {removals}", count(storm.snapshots))
+        }));
+    }
+    if outcome.sent_away > 0 {
+        rows.push(("sent away, to come back later", count(outcome.sent_away)));
+    }
+    rows
 }
 
 /// The bare limit.
@@ -94,6 +139,27 @@ pub fn of_limit(results: &[LimitResult]) -> String {
             count(result.pushes_per_s as u64),
             format!("{:.0}", result.send_ns),
             format!("{:.0}", result.receive_ns),
+        ]);
+    }
+    table.to_string()
+}
+
+/// The steps of a search for the highest good rate.
+pub fn of_steps(steps: &[Step]) -> String {
+    let mut table = Table::new();
+    table.load_style(UTF8_FULL_CONDENSED);
+    table.set_header(["changes/s", "planned/min", "pushes/min", "p50 ms", "p999 ms", "session cores", ""]);
+    let best = find_max::best(steps);
+    for step in steps {
+        let remark = if best == Some(step) { "max good".into() } else { step.reasons.join("; ") };
+        table.add_row([
+            format!("{:.0}", step.changes_per_sec),
+            count(step.planned_per_min as u64),
+            count(step.pushes_per_min as u64),
+            format!("{:.1}", step.p50_ms),
+            format!("{:.1}", step.p999_ms),
+            step.session_cores.map_or("-".into(), |cores| format!("{cores:.2}")),
+            remark,
         ]);
     }
     table.to_string()
@@ -131,6 +197,24 @@ fn count(value: u64) -> String {
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn the_best_step_is_marked() {
+        let step = |rate: f64, reasons: Vec<String>| super::Step {
+            changes_per_sec: rate,
+            planned_per_min: rate * 60.0,
+            pushes_per_min: rate * 60.0,
+            p50_ms: 1.0,
+            p999_ms: 2.0,
+            session_cores: Some(0.5),
+            reasons,
+        };
+        let steps = [step(100.0, vec![]), step(150.0, vec!["p999 is late".into()]), step(125.0, vec![])];
+        let text = super::of_steps(&steps);
+        let line = |words: &str| text.lines().find(|line| line.contains(words)).unwrap().to_owned();
+        assert!(line("max good").contains("125") && line("p999 is late").contains("150"));
+        assert_eq!(text.matches("max good").count(), 1);
+    }
+
     #[test]
     fn thousands_are_set_apart() {
         assert_eq!([0, 999, 1_000, 1_234_567].map(super::count), ["0", "999", "1,000", "1,234,567"]);

@@ -59,11 +59,24 @@ fn reasons(outcome: &Outcome) -> Vec<String> {
     must(outcome.refused == 0, format!("{} writes or subscriptions refused", outcome.refused));
     must(outcome.measured.counts.pushes > 0, "no pushes".into());
     must(findings.unresolved == 0, format!("{} pairs unresolved", findings.unresolved));
-    let (samples, planned) = (outcome.measured.latency.len(), outcome.deliveries_planned);
+    let stalled = outcome.stalled.as_ref().map_or(0, |stalled| stalled.measured.latency.len());
+    let (samples, planned) = (outcome.measured.latency.len() + stalled, outcome.deliveries_planned);
     must(
         samples == planned || findings.unresolved > 0,
         format!("{samples} delay samples for {planned} planned pairs"),
     );
+    if let Some(storm) = &outcome.storm {
+        must(
+            storm.resets == clients,
+            format!("{} of {clients} connections reset by the storm", storm.resets),
+        );
+        must(
+            storm.converged_s.is_some(),
+            "after the storm some lists were never answered on a new connection".into(),
+        );
+        let removals = storm.removals.unwrap_or(0);
+        must(removals == 0, format!("{removals} registrations removed by the storm"));
+    }
     reasons
 }
 
@@ -95,6 +108,12 @@ impl Outcome {
     /// Length of the window in seconds: as planned, or until the last push where that came later.
     pub fn duration_s(&self) -> f64 {
         self.window_s.max(self.measured.counts.last_push as f64 / 1e9)
+    }
+
+    /// Planned pairs of the window covered, at all clients.
+    pub fn change_deliveries(&self) -> u64 {
+        let stalled = self.stalled.as_ref().map_or(0, |stalled| stalled.measured.counts.change_deliveries);
+        self.measured.counts.change_deliveries + stalled
     }
 
     /// Pushes per minute over the window.

@@ -17,6 +17,8 @@ pub enum Link {
     Greeting,
     /// Welcomed.
     Open,
+    /// Given up by us, and its end not yet reported.
+    Leaving,
 }
 
 /// Bytes to send and the operations in them.
@@ -49,6 +51,8 @@ pub struct Client {
     pub is_subscribed: bool,
     /// Whether the end of the connection is our own doing and it comes back.
     pub returns: bool,
+    /// How long it waits with that, in nanoseconds: it was told to.
+    pub pause: u64,
 }
 
 impl Client {
@@ -65,6 +69,7 @@ impl Client {
             attach: 1,
             is_subscribed: false,
             returns: false,
+            pause: 0,
         }
     }
 

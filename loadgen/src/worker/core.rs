@@ -2,13 +2,13 @@
 //!
 //! Events only note what to do; [`Core::act`] does it, so that nothing is sent from inside the sockets' callback.
 
-use std::{collections::VecDeque, net::SocketAddr};
+use std::{cell::Cell, collections::VecDeque, net::SocketAddr};
 
 use anyhow::Result;
 use slotcast_engine::record::Encoder;
 use slotcast_net::{
     io::ring::{CloseReason, ConnId, Event, SendOutcome, Sockets},
-    wire::{Frame, Message, header::FRAME_BYTES_MAX},
+    wire::{ErrorCode, Frame, Message, header::FRAME_BYTES_MAX},
 };
 
 use crate::{
@@ -24,6 +24,8 @@ use crate::{
     worker::{
         client::{Client, Link, Outgoing},
         plan::Plan,
+        returns::Returns,
+        sockets::ClientSockets,
         speech,
         stream::Garbled,
     },
@@ -51,7 +53,18 @@ enum Action {
     Welcomed(u32),
     Flush(u32),
     Drop(u32),
-    Reconnect(u32),
+}
+
+/// What a worker leaves behind.
+pub struct Finished {
+    /// What was measured at the clients that always read.
+    pub measured: Measured,
+    /// What was measured at those that stopped for a while.
+    pub stalled: Measured,
+    /// What the oracle found, at all of them.
+    pub findings: Findings,
+    /// What went wrong, in words.
+    pub errors: Vec<String>,
 }
 
 /// See the module.
@@ -66,6 +79,9 @@ pub struct Core<'w> {
     held: Vec<Held>,
     oracle: Oracle<'w>,
     samples: Samples<'w>,
+    /// Of the clients that stop reading.
+    stalled_samples: Samples<'w>,
+    returns: Returns,
     encoder: Encoder,
     actions: VecDeque<Action>,
     frames_since_clock: u32,
@@ -123,6 +139,8 @@ impl<'w> Core<'w> {
             held,
             oracle,
             samples: Samples::new(workload, board),
+            stalled_samples: Samples::new(workload, board),
+            returns: Returns::default(),
             encoder,
             actions: VecDeque::new(),
             frames_since_clock: 0,
@@ -157,23 +175,27 @@ impl<'w> Core<'w> {
         self.now = now;
         self.samples.received(now, std::mem::take(&mut self.received_since_clock));
         self.samples.settle(now);
+        self.stalled_samples.settle(now);
         self.frames_since_clock = 0;
+        let (reading, stalled) = (&self.samples.counts, &self.stalled_samples.counts);
         let set = |counter, value| self.board.set_counter(self.worker, counter, value);
-        set(Counter::Pushes, self.samples.counts.pushes);
-        set(Counter::Snapshots, self.samples.counts.snapshots);
-        set(Counter::Resolved, self.samples.counts.resolved);
+        set(Counter::Pushes, reading.pushes + stalled.pushes);
+        set(Counter::Snapshots, reading.snapshots + stalled.snapshots);
+        set(Counter::Resolved, reading.resolved + stalled.resolved);
     }
 
     /// Does what is due. Returns when there is something to do next by itself.
-    pub fn act(&mut self, sockets: &mut impl Sockets, now: u64) -> Result<u64> {
+    pub fn act(&mut self, sockets: &mut ClientSockets, now: u64) -> Result<u64> {
         self.now = now;
         while let Some(action) = self.actions.pop_front() {
             self.perform(sockets, action)?;
         }
         let phase = self.board.phase();
+        let asleep = phase == Phase::Run && self.is_in_window();
+        sockets.set_asleep(asleep);
         if phase >= Phase::Connect {
             self.connect(sockets)?;
-            self.speak(sockets);
+            self.speak(sockets, asleep);
         }
         if phase >= Phase::Publish {
             self.publish(sockets)?;
@@ -182,9 +204,13 @@ impl<'w> Core<'w> {
             self.subscribe(sockets);
         }
         let mut next = now + LOOK_EVERY;
+        if self.greetings < GREETINGS_MAX {
+            next = self.returns.next().min(next);
+        }
         if phase >= Phase::Run {
             next = self.change(sockets)?.min(next);
             next = self.reconnect(sockets).min(next);
+            next = self.reset(sockets).min(next);
         }
         if phase == Phase::Drain && now >= self.next_look {
             self.look();
@@ -198,13 +224,19 @@ impl<'w> Core<'w> {
     }
 
     /// Ends the run: the last checks.
-    pub fn finish(mut self) -> (Measured, Findings, Vec<String>) {
+    pub fn finish(mut self) -> Finished {
+        // Told with those that read, whoever's they are: their delay ends with their cancellation.
         for (covered, pairs) in self.oracle.leftovers().0 {
             self.samples.resolve(covered, self.now, pairs);
         }
         self.tell_unanswered();
         let findings = self.oracle.finish(&self.held);
-        (self.samples.finish(), findings, self.errors)
+        Finished {
+            measured: self.samples.finish(),
+            stalled: self.stalled_samples.finish(),
+            findings,
+            errors: self.errors,
+        }
     }
 
     /// Says which writes never got an answer, or never left.
@@ -266,16 +298,28 @@ impl<'w> Core<'w> {
         }
         let span = self.workload.subscriptions().span(client);
         let services = self.workload.subscriptions().of(client);
-        let held = &mut self.held[span];
-        let find = |service: u32| services.binary_search(&service).ok().map(move |at| &mut held[at]);
-        if let Taken::Applied { transition, is_snapshot, is_first } = self.oracle.take(frame, find) {
+        let (first, held) = (span.start, &mut self.held[span]);
+        let found = Cell::new(None);
+        let place = &found;
+        let taken = self.oracle.take(frame, move |service| {
+            let at = services.binary_search(&service).ok()?;
+            place.set(Some(first + at));
+            Some(&mut held[at])
+        });
+        if found.get().is_some_and(|place| self.plan.storm.answered(place)) {
+            self.count(Counter::Resumed, 1);
+            self.count(Counter::ResumeBytes, frame.len() as u64);
+        }
+        if let Taken::Applied { transition, is_snapshot, is_first } = taken {
             if is_first {
                 let service = self.oracle.states.service(transition.to) as usize;
                 let expected = self.snapshot_bytes[service];
                 self.snapshot_bytes_waiting = self.snapshot_bytes_waiting.saturating_sub(expected);
                 self.count(Counter::Answered, 1);
             }
-            self.samples.applied(transition, is_snapshot, frame.len());
+            let is_stalled = self.plan.stalled.contains(&client);
+            let samples = if is_stalled { &mut self.stalled_samples } else { &mut self.samples };
+            samples.applied(transition, is_snapshot, frame.len());
             self.frames_since_clock += 1;
             if self.frames_since_clock >= FRAMES_PER_CLOCK {
                 self.settle(clock.now());
@@ -301,6 +345,13 @@ impl<'w> Core<'w> {
                 self.count(Counter::Refused, 1);
                 self.error(format!("client {client}: subscription refused with code {code}"));
             }
+            Ok(Some(Ok(Message::Error { code, retry_after_ms, .. }))) if is_sent_away(code) => {
+                let entry = self.client(client);
+                (entry.returns, entry.pause) = (true, u64::from(retry_after_ms) * MILLISECOND);
+                self.count(Counter::SentAway, 1);
+            }
+            Ok(Some(Ok(Message::Error { code, .. })))
+                if code == ErrorCode::SlowReader as u16 && self.plan.stalled.contains(&client) => {}
             Ok(Some(Ok(Message::Error { code, text, .. }))) => {
                 self.error(format!("client {client}: told to go away with code {code}: {text}"));
             }
@@ -338,18 +389,21 @@ impl<'w> Core<'w> {
 
     fn closed(&mut self, conn: ConnId, reason: CloseReason) {
         let client = self.client_of(conn);
+        let (is_stalled, now) = (self.plan.stalled.contains(&client), self.now);
         let entry = self.client(client);
         let (was, returns) = (std::mem::replace(&mut entry.link, Link::Down), entry.returns);
+        let back_at = now + std::mem::take(&mut entry.pause);
         match was {
-            Link::Open => {
+            Link::Open | Link::Leaving => {
                 let open = self.board.counter(self.worker, Counter::Connections).saturating_sub(1);
                 self.board.set_counter(self.worker, Counter::Connections, open);
             }
             Link::Connecting | Link::Greeting => self.greetings = self.greetings.saturating_sub(1),
             Link::Down => {}
         }
-        if returns {
-            self.actions.push_back(Action::Reconnect(client));
+        if returns || is_stalled {
+            self.count(Counter::Evicted, u64::from(!returns));
+            self.returns.add(back_at, client);
         } else {
             self.count(Counter::Lost, 1);
             self.error(format!("client {client}: connection ended, {reason:?}"));
@@ -358,7 +412,7 @@ impl<'w> Core<'w> {
 
     // What goes out.
 
-    fn perform(&mut self, sockets: &mut impl Sockets, action: Action) -> Result<()> {
+    fn perform(&mut self, sockets: &mut ClientSockets, action: Action) -> Result<()> {
         match action {
             Action::Hello(client) => {
                 self.client(client).link = Link::Greeting;
@@ -375,14 +429,18 @@ impl<'w> Core<'w> {
                     sockets.close(conn, true);
                 }
             }
-            Action::Reconnect(client) => self.open(sockets, client)?,
         }
         Ok(())
     }
 
-    fn open(&mut self, sockets: &mut impl Sockets, client: u32) -> Result<()> {
+    fn open(&mut self, sockets: &mut ClientSockets, client: u32) -> Result<()> {
         let target = self.targets[client as usize % self.targets.len()];
-        let conn = sockets.connect(target, target.ip().is_loopback().then(|| address::source(client)))?;
+        let source = target.ip().is_loopback().then(|| address::source(client));
+        let conn = if self.plan.stalled.contains(&client) {
+            sockets.connect_stalling(target, source)?
+        } else {
+            sockets.connect(target, source)?
+        };
         if self.by_conn.len() <= conn.index() {
             self.by_conn.resize(conn.index() + 1, u32::MAX);
         }
@@ -392,7 +450,13 @@ impl<'w> Core<'w> {
         Ok(())
     }
 
-    fn connect(&mut self, sockets: &mut impl Sockets) -> Result<()> {
+    /// Opens connections, as many at a time as the other end can greet: first those that come back.
+    fn connect(&mut self, sockets: &mut ClientSockets) -> Result<()> {
+        while self.greetings < GREETINGS_MAX
+            && let Some(client) = self.returns.take(self.now)
+        {
+            self.open(sockets, client)?;
+        }
         while self.next_connect < self.plan.clients.end && self.greetings < GREETINGS_MAX {
             self.open(sockets, self.next_connect)?;
             self.next_connect += 1;
@@ -401,7 +465,7 @@ impl<'w> Core<'w> {
     }
 
     /// Sends pings, spread evenly over all clients.
-    fn speak(&mut self, sockets: &mut impl Sockets) {
+    fn speak(&mut self, sockets: &mut ClientSockets, asleep: bool) {
         if self.began == 0 {
             self.began = self.now;
         }
@@ -412,13 +476,14 @@ impl<'w> Core<'w> {
             // Everybody has just said hello in the first round.
             let is_first_round = self.spoken < clients;
             self.spoken += 1;
-            if !is_first_round && self.client(client).link == Link::Open {
+            let is_silent = asleep && self.plan.stalled.contains(&client);
+            if !is_first_round && !is_silent && self.client(client).link == Link::Open {
                 self.send(sockets, client, Outgoing { bytes: speech::ping(self.spoken), ops: Vec::new() });
             }
         }
     }
 
-    fn welcomed(&mut self, sockets: &mut impl Sockets, client: u32) -> Result<()> {
+    fn welcomed(&mut self, sockets: &mut ClientSockets, client: u32) -> Result<()> {
         self.greetings = self.greetings.saturating_sub(1);
         self.count(Counter::Connections, 1);
         let entry = self.client(client);
@@ -436,7 +501,7 @@ impl<'w> Core<'w> {
     }
 
     /// Publishes what is there from the start.
-    fn publish(&mut self, sockets: &mut impl Sockets) -> Result<()> {
+    fn publish(&mut self, sockets: &mut ClientSockets) -> Result<()> {
         while self.next_publish < self.plan.clients.end && self.staged_waiting < STAGED_MAX {
             let client = self.next_publish;
             self.next_publish += 1;
@@ -450,7 +515,7 @@ impl<'w> Core<'w> {
     }
 
     /// After a reconnect: the registrations as they stand, under the next attach count.
-    fn publish_again(&mut self, sockets: &mut impl Sockets, client: u32) -> Result<()> {
+    fn publish_again(&mut self, sockets: &mut ClientSockets, client: u32) -> Result<()> {
         let publishers = &self.plan.publishers[(client - self.plan.clients.start) as usize];
         let latest = publishers.iter().filter_map(|&publisher| {
             let sent = self.workload.ops_of(publisher).iter().rev().find(|&&op| self.board.sent(op) > 0);
@@ -461,7 +526,7 @@ impl<'w> Core<'w> {
     }
 
     /// Subscribes clients, as many as there is room for their snapshots.
-    fn subscribe(&mut self, sockets: &mut impl Sockets) {
+    fn subscribe(&mut self, sockets: &mut ClientSockets) {
         while self.next_subscribe < self.plan.clients.end && self.snapshot_bytes_waiting < SNAPSHOT_BYTES_MAX
         {
             let client = self.next_subscribe;
@@ -475,7 +540,7 @@ impl<'w> Core<'w> {
     }
 
     /// Asks for all subscriptions, from where each list stands.
-    fn ask(&mut self, sockets: &mut impl Sockets, client: u32) {
+    fn ask(&mut self, sockets: &mut ClientSockets, client: u32) {
         let span = self.workload.subscriptions().span(client);
         let services = self.workload.subscriptions().of(client);
         if services.is_empty() {
@@ -487,11 +552,15 @@ impl<'w> Core<'w> {
             let digest = if revision == 0 { 0 } else { self.oracle.digest(state) };
             items.push((self.workload.services()[service as usize].clone(), revision, digest));
         }
-        self.send(sockets, client, Outgoing { bytes: speech::subscribe(items), ops: Vec::new() });
+        let bytes = speech::subscribe(items);
+        if self.plan.storm.is_open(self.workload.subscriptions().span(client)) {
+            self.count(Counter::ResumeBytes, bytes.len() as u64);
+        }
+        self.send(sockets, client, Outgoing { bytes, ops: Vec::new() });
     }
 
     /// Makes the changes that are due; returns when the next one is.
-    fn change(&mut self, sockets: &mut impl Sockets) -> Result<u64> {
+    fn change(&mut self, sockets: &mut ClientSockets) -> Result<u64> {
         let start = self.board.start();
         while let Some(&op) = self.plan.changes.get(self.next_change) {
             let Op { at, publisher, .. } = self.workload.ops()[op as usize];
@@ -511,7 +580,7 @@ impl<'w> Core<'w> {
 
     /// Drops the connections that are due; returns when the next one is. Only clients with nothing on its way are
     /// dropped, so that every write has exactly one answer.
-    fn reconnect(&mut self, sockets: &mut impl Sockets) -> u64 {
+    fn reconnect(&mut self, sockets: &mut ClientSockets) -> u64 {
         let start = self.board.start();
         while let Some(&(at, client)) = self.plan.reconnects.get(self.next_reconnect) {
             if start + at > self.now {
@@ -520,20 +589,43 @@ impl<'w> Core<'w> {
             self.next_reconnect += 1;
             let entry = self.client(client);
             if let (true, Some(conn)) = (entry.is_quiet(), entry.conn) {
-                entry.returns = true;
+                (entry.returns, entry.link) = (true, Link::Leaving);
                 sockets.close(conn, true);
             }
         }
         u64::MAX
     }
 
-    fn send_op(&mut self, sockets: &mut impl Sockets, client: u32, op: u32) -> Result<()> {
+    fn is_in_window(&self) -> bool {
+        let (start, window) = (self.board.start(), self.workload.window());
+        (start + window.start..start + window.end).contains(&self.now)
+    }
+
+    /// Resets the connections that the reconnect storm is due to; returns when the next one is. A client with a write on
+    /// its way is reset as soon as that is answered, so that every write has exactly one answer.
+    fn reset(&mut self, sockets: &mut ClientSockets) -> u64 {
+        let start = self.board.start();
+        for client in self.plan.storm.due(self.now.saturating_sub(start)) {
+            let entry = self.client(client);
+            let (true, Some(conn)) = (entry.is_quiet(), entry.conn) else {
+                self.plan.storm.put_off(client);
+                continue;
+            };
+            (entry.returns, entry.link) = (true, Link::Leaving);
+            sockets.close(conn, true);
+            self.plan.storm.reset(self.workload.subscriptions().span(client));
+            self.count(Counter::Resets, 1);
+        }
+        start.saturating_add(self.plan.storm.next())
+    }
+
+    fn send_op(&mut self, sockets: &mut ClientSockets, client: u32, op: u32) -> Result<()> {
         self.count(Counter::Sent, 1);
         self.write(sockets, client, &[op], true)
     }
 
     /// Sends operations in as few frames as they fit. `is_first` says whether they are sent for the first time and count.
-    fn write(&mut self, sockets: &mut impl Sockets, client: u32, ops: &[u32], is_first: bool) -> Result<()> {
+    fn write(&mut self, sockets: &mut ClientSockets, client: u32, ops: &[u32], is_first: bool) -> Result<()> {
         let mut entries = Vec::new();
         let mut inside = Vec::new();
         let mut named = None;
@@ -560,12 +652,12 @@ impl<'w> Core<'w> {
         Ok(())
     }
 
-    fn send(&mut self, sockets: &mut impl Sockets, client: u32, outgoing: Outgoing) {
+    fn send(&mut self, sockets: &mut ClientSockets, client: u32, outgoing: Outgoing) {
         self.client(client).outbox.push_back(outgoing);
         self.flush(sockets, client);
     }
 
-    fn flush(&mut self, sockets: &mut impl Sockets, client: u32) {
+    fn flush(&mut self, sockets: &mut ClientSockets, client: u32) {
         let (board, now) = (self.board, self.now);
         let entry = self.client(client);
         let Some(conn) = entry.conn else { return };
@@ -585,4 +677,9 @@ impl<'w> Core<'w> {
         self.board.set_counter(self.worker, Counter::Unresolved, unresolved);
         self.board.set_counter(self.worker, Counter::Looked, 1);
     }
+}
+
+/// Whether an error means: not now, come back later.
+fn is_sent_away(code: u16) -> bool {
+    matches!(ErrorCode::from_number(code), Some(ErrorCode::AcceptRate | ErrorCode::TooManyConnections))
 }

@@ -8,6 +8,12 @@ pub mod client;
 
 pub mod plan;
 
+pub mod returns;
+
+pub mod storm;
+
+pub mod sockets;
+
 pub mod core;
 
 use std::{
@@ -19,14 +25,20 @@ use std::{
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
-use slotcast_net::io::ring::{RingConfig, RingSockets, Sockets};
+use slotcast_net::io::ring::{RingConfig, Sockets};
 
 use crate::{
     board::{Board, Phase},
     clock::{Clock, Monotonic},
+    disturbance::Disturbance,
+    samples::Measured,
     source::Source,
     verify::truth::Findings,
-    worker::{core::Core, plan::Plan},
+    worker::{
+        core::{Core, Finished},
+        plan::Plan,
+        sockets::ClientSockets,
+    },
 };
 
 /// Longest sleep, so that a new phase is noticed.
@@ -47,8 +59,8 @@ pub struct WorkerConfig {
     pub clients: u32,
     /// What to derive the workload from.
     pub source: Source,
-    /// Connections that are dropped and come back, per second over all clients.
-    pub reconnects_per_sec: f64,
+    /// What is done to the clients besides the planned changes.
+    pub disturbance: Disturbance,
     /// Sessions to connect to.
     pub targets: Vec<SocketAddr>,
     /// The board.
@@ -78,21 +90,23 @@ pub fn run(config: &WorkerConfig) -> Result<()> {
     let clients = config.first_client..config.first_client + config.clients;
     let workload = config.source.build(clients.clone())?;
     let board = Board::open(&config.board).context("cannot open the board")?;
-    let mut sockets = RingSockets::new(ring_config(config.clients, config.recv_buffers))?;
-    let plan = Plan::new(&workload, clients, config.reconnects_per_sec, config.source.seed());
+    let plan = Plan::new(&workload, clients, &config.disturbance, config.source.seed());
+    let stalling = plan.stalled.len() as u32;
+    let mut sockets = ClientSockets::new(config.clients, stalling, config.recv_buffers)?;
     let mut core = Core::new(&workload, &board, config.index, config.targets.clone(), plan)?;
     let clock = Monotonic;
     while board.phase() < Phase::Finish {
         turn(&mut core, &mut sockets, &clock)?;
     }
-    let (measured, findings, errors) = core.finish();
+    let Finished { measured, stalled, findings, errors } = core.finish();
     measured.save(&config.output)?;
+    stalled.save(&stalled_beside(&config.output))?;
     fs::write(remarks_beside(&config.output), serde_json::to_vec(&Remarks { findings, errors })?)?;
     Ok(())
 }
 
 /// One turn: take what has arrived, do what is due, send, and sleep if there was nothing to do.
-pub fn turn(core: &mut Core<'_>, sockets: &mut impl Sockets, clock: &impl Clock) -> Result<()> {
+pub fn turn(core: &mut Core<'_>, sockets: &mut ClientSockets, clock: &impl Clock) -> Result<()> {
     let events = sockets.poll(&mut |event| core.handle(event, clock))?;
     core.settle(clock.now());
     let next = core.act(sockets, clock.now())?;
@@ -107,6 +121,16 @@ pub fn turn(core: &mut Core<'_>, sockets: &mut impl Sockets, clock: &impl Clock)
 /// Reads what a worker left behind.
 pub fn remarks(output: &Path) -> Result<Remarks> {
     Ok(serde_json::from_slice(&fs::read(remarks_beside(output))?)?)
+}
+
+/// Reads what the clients measured that were to stop reading.
+pub fn stalled(output: &Path) -> Result<Measured> {
+    Measured::load(&stalled_beside(output))
+}
+
+fn stalled_beside(output: &Path) -> PathBuf {
+    let name = output.file_stem().unwrap_or_default().to_string_lossy();
+    output.with_file_name(format!("{name}-stalled.json"))
 }
 
 fn remarks_beside(output: &Path) -> PathBuf {

@@ -2,7 +2,11 @@
 
 use std::ops::Range;
 
-use crate::{clock::SECOND, random::Random, workload::Workload};
+use hashbrown::HashSet;
+
+use crate::{
+    clock::SECOND, disturbance::Disturbance, random::Random, worker::storm::Storm, workload::Workload,
+};
 
 const PURPOSE_RECONNECTS: u64 = 4;
 
@@ -16,11 +20,15 @@ pub struct Plan {
     pub changes: Vec<u32>,
     /// Connections to drop: when, after the start, and whose.
     pub reconnects: Vec<(u64, u32)>,
+    /// Clients that read nothing while the window lasts.
+    pub stalled: HashSet<u32>,
+    /// The reconnect storm.
+    pub storm: Storm,
 }
 
 impl Plan {
-    /// The part of `clients`; `reconnects_per_sec` is over all clients.
-    pub fn new(workload: &Workload, clients: Range<u32>, reconnects_per_sec: f64, seed: u64) -> Self {
+    /// The part of `clients`.
+    pub fn new(workload: &Workload, clients: Range<u32>, disturbance: &Disturbance, seed: u64) -> Self {
         let mut publishers = vec![Vec::new(); clients.len()];
         for (index, publisher) in (0u32..).zip(workload.publishers()) {
             if clients.contains(&publisher.client) {
@@ -32,8 +40,10 @@ impl Plan {
             clients.contains(&workload.publishers()[publisher as usize].client)
         };
         let changes = workload.planned().map(|op| op as u32).filter(is_mine).collect();
-        let reconnects = reconnects(workload, &clients, reconnects_per_sec, seed);
-        Self { clients, publishers, changes, reconnects }
+        let reconnects = reconnects(workload, &clients, disturbance.reconnects_per_sec, seed);
+        let stalled = disturbance.stalled(workload, &clients, seed);
+        let storm = Storm::new(workload, clients.clone(), disturbance);
+        Self { clients, publishers, changes, reconnects, stalled, storm }
     }
 }
 
@@ -58,11 +68,13 @@ mod tests {
     #[test]
     fn parts_of_all_workers_make_up_the_whole() {
         let workload = parameters().build(0..0).unwrap();
-        let parts = [0..170, 170..340, 340..500].map(|clients| Plan::new(&workload, clients, 7.0, 1));
+        let disturbance = Disturbance { reconnects_per_sec: 7.0, ..Disturbance::default() };
+        let parts =
+            [0..170, 170..340, 340..500].map(|clients| Plan::new(&workload, clients, &disturbance, 1));
         let sum = |of: fn(&Plan) -> usize| parts.iter().map(of).sum::<usize>();
         assert_eq!(sum(|part| part.changes.len()), workload.planned().len());
         assert_eq!(sum(|part| part.publishers.iter().flatten().count()), 400);
         assert_eq!(sum(|part| part.reconnects.len()), 7 * 12);
-        assert!(Plan::new(&workload, 0..10, 0.0, 1).reconnects.is_empty());
+        assert!(Plan::new(&workload, 0..10, &Disturbance::default(), 1).reconnects.is_empty());
     }
 }

@@ -149,6 +149,8 @@ pub struct ClientState {
     next_session: usize,
     link: Link,
     retry: u64,
+    /// How long the session asked to wait before the next connect; zero: it did not say.
+    asked_pause: u64,
     attach: u32,
     sequence: u64,
     registers: u64,
@@ -180,6 +182,7 @@ impl ClientState {
             next_session: (mix64(id.0) % config.sessions.len().max(1) as u64) as usize,
             link: Link::Down(Nanos(0)),
             retry: RETRY.0,
+            asked_pause: 0,
             attach: 0,
             sequence: 0,
             registers: mix64(id.0 ^ seed),
@@ -403,7 +406,7 @@ impl ClientState {
             }
             Message::Error { code, retry_after_ms, text } => {
                 let label = ErrorCode::from_number(code).map_or("unknown", ErrorCode::label);
-                self.retry = self.retry.max(u64::from(retry_after_ms) * 1_000_000);
+                self.asked_pause = u64::from(retry_after_ms) * (Nanos::SECOND / 1000);
                 self.close = Some(format!("{label}: {text}"));
             }
             Message::Ping(nonce) => Message::Pong(nonce).write(&mut self.out),
@@ -510,7 +513,8 @@ impl ClientState {
     }
 
     fn lose(&mut self, reason: String, now: Nanos) {
-        self.link = Link::Down(now.after(self.retry / 2 + mix64(self.id.0 ^ now.0) % self.retry));
+        let pause = self.retry / 2 + mix64(self.id.0 ^ now.0) % self.retry;
+        self.link = Link::Down(now.after(pause + std::mem::take(&mut self.asked_pause)));
         self.retry = (self.retry * 2).min(RETRY.1);
         self.next_session = (self.next_session + 1) % self.sessions.len().max(1);
         self.decoder = Decoder::default();

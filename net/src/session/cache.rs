@@ -114,6 +114,8 @@ pub(super) struct Cache {
     /// The latest step per data id, which is all that most subscribers lack.
     last_step: Vec<Option<LastStep>>,
     history_bytes_max: usize,
+    /// Merged diffs handed out since this was last taken.
+    pub(super) merges: u64,
 }
 
 impl Cache {
@@ -125,6 +127,7 @@ impl Cache {
             latest: Vec::new(),
             last_step: Vec::new(),
             history_bytes_max,
+            merges: 0,
         }
     }
 
@@ -315,6 +318,7 @@ impl Cache {
         }
         let steps = datum.steps.len() - first;
         if steps > merge_above {
+            self.merges += 1;
             frames.push(&datum.merged_frame(first));
             return (datum.steps.back().map_or(sent, |step| step.to), false);
         }

@@ -121,3 +121,14 @@ impl Client {
         self.out.len() > before
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_idle_client_is_small() {
+        assert!(size_of::<Client>() <= 176, "{} bytes", size_of::<Client>());
+        assert_eq!(size_of::<Subscription>(), 16);
+    }
+}

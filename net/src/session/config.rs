@@ -31,6 +31,10 @@ pub struct SessionConfig {
     pub routes: Routes,
     /// Clients at once.
     pub clients_max: usize,
+    /// Connections let in per second; 0: all of them.
+    pub accept_rate: u32,
+    /// Connections let in at once after a quiet time, where there is a rate.
+    pub accept_burst: u32,
     /// Publishers of one client.
     pub publishers_max: u32,
     /// Subscriptions of one client.
@@ -68,6 +72,8 @@ impl SessionConfig {
             id,
             routes,
             clients_max: 100_000,
+            accept_rate: 0,
+            accept_burst: 5_000,
             publishers_max: 10_000,
             subscriptions_max: 10_000,
             push_batch_max: 64,

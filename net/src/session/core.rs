@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use slotcast_engine::id::{ClientId, DataId, DatumKey, Nanos, Revision};
+use slotcast_engine::id::{ClientId, DataId, DatumKey, Nanos, Revision, mix64};
 
 use crate::{
     io::{
@@ -10,6 +10,7 @@ use crate::{
         role::Role,
     },
     session::{
+        admission::Admission,
         cache::Cache,
         client::Client,
         config::SessionConfig,
@@ -50,6 +51,7 @@ pub struct Session {
     pub(super) registrations: Registrations,
     pub(super) published_names: BTreeMap<DatumKey, (DataId, u32)>,
     pub(super) departures: Departures,
+    admission: Admission,
     pub(super) metrics: SessionMetrics,
     /// Clients that something is due to.
     pub(super) news: News,
@@ -75,6 +77,7 @@ impl Session {
         Self {
             cache: Cache::new(config.history_bytes_max),
             departures: Departures::new(config.client_disconnect_grace, config.session_lease),
+            admission: Admission::new(config.accept_rate, config.accept_burst),
             peers: Vec::new(),
             links,
             registrations: Registrations::default(),
@@ -141,18 +144,31 @@ impl Session {
 
     fn accept(&mut self, conn: ConnId, now: Nanos) {
         let mut client = Client::new(conn, now);
-        let full = self.clients >= self.config.clients_max;
-        if full {
+        let refusal = if self.clients >= self.config.clients_max {
             // Spread the next attempts, so that they do not come back together.
             let hint = 1000 + (conn.index() as u32 * 7919) % 4000;
-            client.refuse(ErrorCode::TooManyConnections, "as many clients as this session takes", hint);
-            self.metrics.client_errors.get_or_create(&ErrorCode::TooManyConnections.into()).inc();
+            Some((ErrorCode::TooManyConnections, "as many clients as this session takes", hint))
+        } else {
+            let pause = self.admission.admit(mix64(conn.index() as u64), now).err();
+            let hint = |pause: u64| pause.div_ceil(Nanos::SECOND / 1000) as u32;
+            pause.map(|pause| {
+                (ErrorCode::AcceptRate, "connections come faster than they are let in", hint(pause))
+            })
+        };
+        match refusal {
+            Some((code, text, retry_after_ms)) => {
+                client.refuse(code, text, retry_after_ms);
+                self.metrics.client_errors.get_or_create(&code.into()).inc();
+            }
+            None => {
+                self.metrics.accepted.inc();
+            }
         }
         self.place(conn, Peer::Client(Box::new(client)));
         self.clients += 1;
         self.metrics.clients.set(self.clients as i64);
-        if full {
-            self.mark_dirty(conn.index() as u32);
+        if refusal.is_some() {
+            self.news.mark_first(conn.index() as u32);
         }
     }
 
@@ -221,7 +237,7 @@ impl Session {
             if let Some(client) = self.client(index) {
                 welcome.write(&mut client.out);
             }
-            self.mark_dirty(index as u32);
+            self.news.mark_first(index as u32);
             return Ok(());
         }
         let id = client.id.ok_or(ClientFault::BeforeHello)?;
@@ -410,6 +426,7 @@ impl Session {
         self.drop_idle_datums(now);
         self.metrics.publishers.set(self.registrations.live() as i64);
         self.metrics.datums.set(self.cache.len() as i64);
+        self.metrics.merged_diffs.inc_by(std::mem::take(&mut self.cache.merges));
     }
 }
 

@@ -53,7 +53,9 @@ impl Departures {
         if evicted {
             return false;
         }
-        self.recent.retain(|at| now.since(*at) <= self.grace);
+        while self.recent.front().is_some_and(|at| now.since(*at) > self.grace) {
+            self.recent.pop_front();
+        }
         self.recent.push_back(now);
         let before = clients + self.recent.len() - 1;
         let storm = self.recent.len() >= STORM_DROPS_MIN && self.recent.len() * 10 > before;

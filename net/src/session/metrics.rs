@@ -30,6 +30,8 @@ pub struct SessionMetrics {
     pub snapshots: Counter,
     pub client_writes: Counter,
     pub client_bytes: Counter,
+    pub accepted: Counter,
+    pub merged_diffs: Counter,
     pub client_drops: Counter,
     pub client_timeouts: Counter,
     pub drop_storms: Counter,
@@ -69,6 +71,8 @@ impl SessionMetrics {
             snapshots: Counter::default(),
             client_writes: Counter::default(),
             client_bytes: Counter::default(),
+            accepted: Counter::default(),
+            merged_diffs: Counter::default(),
             client_drops: Counter::default(),
             client_timeouts: Counter::default(),
             drop_storms: Counter::default(),
@@ -141,6 +145,16 @@ impl SessionMetrics {
             "session_client_sent_bytes",
             "Bytes written to clients",
             metrics.client_bytes.clone(),
+        );
+        registry.register(
+            "session_accepted",
+            "Connections let in; those sent away are in session_client_errors",
+            metrics.accepted.clone(),
+        );
+        registry.register(
+            "session_merged_diffs",
+            "Diffs that took a client over several changes of a data id at once",
+            metrics.merged_diffs.clone(),
         );
         registry.register(
             "session_client_drops",

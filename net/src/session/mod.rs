@@ -16,6 +16,8 @@ mod registrations;
 
 mod departures;
 
+mod admission;
+
 mod link;
 
 mod core;

@@ -2,6 +2,11 @@
 //!
 //! Connections made one after the other lie next to each other in our memory and in the kernel's, and most of what a write
 //! costs is waiting for memory. So the order of a round is that of the connections, not that in which news came.
+//!
+//! Only what a new client is told first goes before the round: behind it a storm of connects would only be as fast as whole
+//! rounds are.
+
+use std::collections::VecDeque;
 
 /// See the module. A bit per connection, and a bit per word of those.
 #[derive(Default)]
@@ -11,6 +16,8 @@ pub(super) struct News {
     len: usize,
     /// First connection of the round that has not been looked at.
     next: usize,
+    /// New clients, in the order in which they came. Each stands here once per hello.
+    first: VecDeque<u32>,
 }
 
 impl News {
@@ -35,8 +42,16 @@ impl News {
         }
     }
 
+    /// A new client is to be served before the round goes on. It may be marked as well; its later turn finds nothing to do.
+    pub(super) fn mark_first(&mut self, index: u32) {
+        self.first.push_back(index);
+    }
+
     /// The next client of this round; `None` ends the round, and so does the last client of all.
     pub(super) fn take(&mut self) -> Option<u32> {
+        if let Some(index) = self.first.pop_front() {
+            return Some(index);
+        }
         let Some(index) = self.first_from(self.next) else {
             self.next = 0;
             return None;
@@ -53,12 +68,12 @@ impl News {
 
     /// Clients marked.
     pub(super) fn len(&self) -> usize {
-        self.len
+        self.len + self.first.len()
     }
 
     /// Whether nothing is due to anyone.
     pub(super) fn is_empty(&self) -> bool {
-        self.len == 0
+        self.len() == 0
     }
 
     fn first_from(&self, index: usize) -> Option<usize> {
@@ -107,6 +122,19 @@ mod tests {
         assert_eq!((news.take(), news.is_empty()), (Some(0), true));
         news.mark(0);
         assert_eq!(news.take(), Some(0));
+    }
+
+    #[test]
+    fn new_clients_are_served_before_the_round_goes_on() {
+        let mut news = News::default();
+        news.grow(100);
+        [10, 20, 30].iter().for_each(|index| news.mark(*index));
+        assert_eq!(news.take(), Some(10));
+        news.mark_first(40);
+        news.mark_first(5);
+        assert_eq!(news.len(), 4);
+        let rest: Vec<_> = std::iter::from_fn(|| news.take()).collect();
+        assert_eq!((rest, news.is_empty()), (vec![40, 5, 20, 30], true));
     }
 
     #[test]

@@ -50,6 +50,8 @@ impl SessionServer {
             recv_buffers: 1024,
             recv_buffer_bytes: 4096,
             staging_bytes: 8 << 20,
+            // More than the clients written to in a turn: connections that come go before pushes, which then grow.
+            completions_per_poll: 4096,
             ..RingConfig::default()
         };
         let listeners = pump::listen(options.listen, options.cores, &ring)?;

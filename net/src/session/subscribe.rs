@@ -21,6 +21,13 @@ use crate::{
 impl Session {
     /// A client wants data ids.
     pub(super) fn subscribe(&mut self, index: usize, items: Vec<SubscribeItem>) {
+        let most = self.config.subscriptions_max as usize;
+        if let Some(client) = self.client(index)
+            && client.subscriptions.is_empty()
+        {
+            // Most clients subscribe once: no room beyond that, which a growing list would have.
+            client.subscriptions.reserve_exact(items.len().min(most));
+        }
         for item in items {
             let key = item.id.key();
             if let Err(refusal) = self.subscribe_one(index, item) {

@@ -37,11 +37,13 @@ pub enum ErrorCode {
     SessionRefused = 8,
     /// The same client id came over a newer connection.
     Replaced = 9,
+    /// Connections come faster than they are let in; come back after the hint.
+    AcceptRate = 10,
 }
 
 impl ErrorCode {
     /// All codes.
-    pub const ALL: [ErrorCode; 9] = [
+    pub const ALL: [ErrorCode; 10] = [
         ErrorCode::ProtocolVersion,
         ErrorCode::Frame,
         ErrorCode::Unexpected,
@@ -51,6 +53,7 @@ impl ErrorCode {
         ErrorCode::Configuration,
         ErrorCode::SessionRefused,
         ErrorCode::Replaced,
+        ErrorCode::AcceptRate,
     ];
 
     /// The code behind a number.
@@ -70,6 +73,7 @@ impl ErrorCode {
             ErrorCode::Configuration => "configuration",
             ErrorCode::SessionRefused => "session_refused",
             ErrorCode::Replaced => "replaced",
+            ErrorCode::AcceptRate => "accept_rate",
         }
     }
 }

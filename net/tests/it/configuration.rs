@@ -119,6 +119,7 @@ fn values_that_contradict_each_other_are_refused() {
         (&["session.push_batch_max=129"], "session.push_batch_max has to be from 1 to 128"),
         (&["session.cores=0"], "session.cores has to be from 1 to 256"),
         (&["session.clients_max=0"], "session.clients_max has to be at least 1"),
+        (&["session.accept_burst=0"], "session.accept_burst has to be at least 1"),
         (&["session.listen=127.0.0.1:9", "session.http=127.0.0.1:9"], "listen and session.http are the same"),
     ] {
         assert_refused(settings, &[words, contradictions]);

@@ -11,8 +11,9 @@ use socket2::SockRef;
 
 use super::{Event, RingSockets, kernel::Completion, slab::File, token::Kind};
 
-/// One-shot accepts a listener keeps armed when a table is too full for multishot.
-const SINGLE_ACCEPTS_MAX: usize = 64;
+/// One-shot accepts a listener keeps armed when a table is too full for multishot. They are armed once per turn, and a turn
+/// under load takes 10 ms: with few of them a storm of connects would wait for turns.
+const SINGLE_ACCEPTS_MAX: usize = 1024;
 
 /// Accept failures in a row after which a listener waits for a connection to close.
 const ACCEPT_ERRORS_MAX: u32 = 16;

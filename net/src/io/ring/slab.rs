@@ -185,3 +185,13 @@ impl Slab {
         self.free.push(slot);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slot_is_small() {
+        assert!(size_of::<Conn>() <= 88, "{} bytes", size_of::<Conn>());
+    }
+}

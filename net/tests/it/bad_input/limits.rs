@@ -1,11 +1,14 @@
 //! Clients that want more than they may have.
 
 use slotcast_engine::error::Refusal;
-use slotcast_net::wire::{ErrorCode, Message};
+use slotcast_net::{
+    client::Update,
+    wire::{ErrorCode, Message},
+};
 
 use crate::{
     bad_input::{Scene, id, is_taken},
-    cluster::until_metric,
+    cluster::{until, until_metric},
     raw::{Raw, RawList},
 };
 
@@ -79,5 +82,36 @@ fn a_client_too_many_is_told_when_to_come_back() {
     until_metric(addr, "session_clients", "", |clients| clients == 2.0);
     scene.raw().publish(&id("room"), 1, 1, 1, b"a");
     scene.bystanders.assert_undisturbed();
+    scene.stop();
+}
+
+#[test]
+fn clients_that_come_too_fast_are_sent_away_and_come_back_when_they_were_told() {
+    let mut scene = Scene::new(&["session.accept_rate=4", "session.accept_burst=2"]);
+    let begin = std::time::Instant::now();
+    let clients: Vec<_> = (0..10).map(|_| scene.cluster.client(0)).collect();
+    let mut told = 0;
+    for client in &clients {
+        until(client, |update| match update {
+            Update::Disconnected(reason) => {
+                assert!(
+                    reason.contains("accept_rate: connections come faster than they are let in"),
+                    "{reason}"
+                );
+                told += 1;
+                false
+            }
+            Update::Connected(_) => true,
+            other => panic!("{other:?}"),
+        });
+    }
+    // Two at once, perhaps, and the others at four a second.
+    assert!(begin.elapsed() > std::time::Duration::from_millis(1_900), "{:?}", begin.elapsed());
+    assert!((8..20).contains(&told), "{told}: each waited as told and few met others at the door again");
+    assert_eq!(scene.errors(ErrorCode::AcceptRate), f64::from(told));
+    assert_eq!(scene.cluster.session_metric(0, "session_accepted", ""), 12.0);
+    assert_eq!(scene.cluster.session_metric(0, "session_drop_storms", ""), 0.0);
+    scene.bystanders.assert_undisturbed();
+    drop(clients);
     scene.stop();
 }
