@@ -45,6 +45,8 @@ pub mod limit;
 
 pub mod run;
 
+pub mod links;
+
 pub mod report;
 
 pub mod args;

@@ -1,4 +1,4 @@
-//! The binary: `loadgen demo | run | replay | limit`, and the children it starts from itself.
+//! The binary: `loadgen demo | run | replay | limit | links`, and the children it starts from itself.
 
 use std::{
     fs,
@@ -9,14 +9,14 @@ use std::{
 use anyhow::{Context, Result};
 use clap::Parser;
 use loadgen::{
-    args::{ChildArgs, Cli, Command, LimitArgs, Output, RoleCommand, Setting},
+    args::{ChildArgs, Cli, Command, LimitArgs, LinksArgs, Output, RoleCommand, Setting},
     division::Division,
     limit::{self, LimitSpec, ends},
-    process,
+    links, process,
     progress::Progress,
     report::{chart, delays, json, table, verdict::Verdict},
     roles,
-    run::{self, Outcome, RECV_BUFFERS},
+    run::{self, Outcome, RECV_BUFFER_BYTES, RECV_BUFFERS},
     source::Source,
     worker,
 };
@@ -33,6 +33,8 @@ fn main() -> ExitCode {
         Command::Run(args) => drive(&args.setting, &args.output, args.source()),
         Command::Replay(args) => drive(&args.setting, &args.output, args.source()),
         Command::Limit(args) => limit(&args),
+        Command::Links(args) => links(&args),
+        Command::LinksWorker(args) => child(read(&args).and_then(|config| links::work(&config))),
         Command::Role { role: RoleCommand::Data(args) } => child(roles::data(&args.config)),
         Command::Role { role: RoleCommand::Session(args) } => child(roles::session(&args.config)),
         Command::Worker(args) => child(read(&args).and_then(|config| worker::run(&config))),
@@ -75,6 +77,19 @@ fn drive(setting: &Setting, output: &Output, mut source: Source) -> Result<ExitC
     Ok(if verdict.is_ok() { ExitCode::SUCCESS } else { ExitCode::from(NOT_OK) })
 }
 
+fn links(args: &LinksArgs) -> Result<ExitCode> {
+    let progress = Progress::new();
+    let result = links::run(&args.spec(), &progress);
+    progress.finish();
+    let outcome = result?;
+    let verdict = Verdict::of(&outcome);
+    println!("{}", table::of_links(&outcome, &verdict));
+    if let Some(path) = &args.json {
+        write_json(path, &json::of_links(&outcome, &verdict))?;
+    }
+    Ok(if verdict.is_ok() { ExitCode::SUCCESS } else { ExitCode::from(NOT_OK) })
+}
+
 fn write(output: &Output, outcome: &Outcome, verdict: &Verdict) -> Result<()> {
     if let Some(path) = &output.json {
         write_json(path, &json::of_run(outcome, verdict))?;
@@ -113,7 +128,8 @@ fn limit(args: &LimitArgs) -> Result<ExitCode> {
             frames_per_write,
             duration: args.duration.into(),
             recv_buffers: RECV_BUFFERS,
-            send_buffer: roles::client_send_buffer(&[])?,
+            recv_buffer_bytes: RECV_BUFFER_BYTES,
+            send_buffer: Some(roles::client_send_buffer(&[])?),
         };
         results.push(limit::measure(&spec, &division, folder.path(), &progress)?);
     }

@@ -21,6 +21,9 @@ const HTTP_TIMEOUT: Duration = Duration::from_secs(5);
 /// The session's counter of socket writes to clients, as `/metrics` names it.
 const WRITES_METRIC: &str = "slotcast_session_client_writes_total";
 
+/// The data node's counter of socket writes to sessions.
+const LINK_WRITES_METRIC: &str = "slotcast_data_socket_writes_total";
+
 /// What the embedded cluster is told.
 #[derive(Clone, Debug, Default)]
 pub struct ClusterSpec {
@@ -65,10 +68,41 @@ impl Cluster {
 
     /// Socket writes to clients so far, if the session tells.
     pub fn socket_writes(&self) -> Option<u64> {
-        let text = get(self.session_http, "/metrics").ok()?.1;
-        let lines = text.lines().filter(|line| line.starts_with(WRITES_METRIC));
-        let values: Vec<f64> = lines.filter_map(|line| line.rsplit(' ').next()?.parse().ok()).collect();
-        (!values.is_empty()).then(|| values.iter().sum::<f64>() as u64)
+        metric(self.session_http, WRITES_METRIC)
+    }
+}
+
+/// A counter summed over all cores.
+fn metric(http: SocketAddr, name: &str) -> Option<u64> {
+    let text = get(http, "/metrics").ok()?.1;
+    let lines = text.lines().filter(|line| line.starts_with(name));
+    let values: Vec<f64> = lines.filter_map(|line| line.rsplit(' ').next()?.parse().ok()).collect();
+    (!values.is_empty()).then(|| values.iter().sum::<f64>() as u64)
+}
+
+/// A data node of our own without any session.
+pub struct DataNode {
+    /// The process.
+    pub process: Process,
+    /// Where links connect.
+    pub links: SocketAddr,
+    http: SocketAddr,
+}
+
+impl DataNode {
+    /// Starts a data node of one shard on `core` and waits until it takes links. Its configuration file goes to `folder`.
+    pub fn start(settings: &[String], core: usize, folder: &Path, limit: Duration) -> Result<Self> {
+        let mut config = Config::load(None, settings)?;
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        (config.nodes[0].addr, config.data.http, config.data.cpu) = (any, any, Some(core));
+        let (process, line) = start("data", &config, &[core], folder, limit)?;
+        let links = between(&line, "shards [", "]").context("no shards told")?.parse()?;
+        Ok(Self { process, links, http: address(&line, "http ")? })
+    }
+
+    /// Socket writes to links so far, if the data node tells.
+    pub fn socket_writes(&self) -> Option<u64> {
+        metric(self.http, LINK_WRITES_METRIC)
     }
 }
 

@@ -150,6 +150,16 @@ impl<'w> Samples<'w> {
         }
     }
 
+    /// A frame of `bytes` bytes that is no snapshot was applied, as of now.
+    pub fn arrived(&mut self, transition: &Transition, bytes: usize, now: u64) {
+        for &covered in &transition.covered {
+            self.resolve(covered, now, 1);
+        }
+        if transition.in_window {
+            self.count_pushes(now, 1, bytes as u64);
+        }
+    }
+
     /// Resolves `pairs` pairs of one change at `now`, or when its cancellation was acknowledged if that was before.
     pub fn resolve(&mut self, covered: Covered, now: u64, pairs: u64) {
         self.counts.resolved += pairs;

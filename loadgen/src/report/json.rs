@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::{
-    limit::{LimitResult, MERGED},
+    limit::LimitResult,
     report::{machine, verdict::Verdict},
     run::{Outcome, PerRole},
     samples::Delays,
@@ -18,10 +18,22 @@ pub fn of_run(outcome: &Outcome, verdict: &Verdict) -> Value {
     all
 }
 
+/// Everything about a run of links against a data node.
+pub fn of_links(outcome: &Outcome, verdict: &Verdict) -> Value {
+    let mut all = of_run(outcome, verdict);
+    if let Value::Object(all) = &mut all {
+        all.insert("diffs_per_s".into(), json!(outcome.pushes_per_min() / 60.0));
+        all.insert("data_cpu_ns_per_diff".into(), json!(outcome.data_ns_per_push()));
+        all.insert("diffs_per_write".into(), json!(outcome.pushes_per_write()));
+    }
+    all
+}
+
 /// The keys that readers rely on.
 fn agreed(outcome: &Outcome, verdict: &Verdict) -> Value {
     let (findings, counts) = (&outcome.findings, &outcome.measured.counts);
-    let limit = |frames: u32| outcome.limit.iter().find(|result| result.frames_per_write == frames);
+    let single = outcome.limit.iter().find(|result| result.frames_per_write == 1);
+    let merged = outcome.limit.iter().find(|result| result.frames_per_write > 1);
     json!({
         "verdict": verdict.word(),
         "clients": outcome.clients,
@@ -43,8 +55,8 @@ fn agreed(outcome: &Outcome, verdict: &Verdict) -> Value {
         "service_ms": delays(&outcome.measured.service),
         "cpu_s": per_role(&outcome.cpu_s),
         "rss_bytes": per_role(&outcome.rss_bytes),
-        "limit_sends_per_s": limit(1).map(|result| result.sends_per_s),
-        "limit_merged_pushes_per_s": limit(MERGED).map(|result| result.pushes_per_s),
+        "limit_sends_per_s": single.map(|result| result.sends_per_s),
+        "limit_merged_pushes_per_s": merged.map(|result| result.pushes_per_s),
         "warmup_s": outcome.warmup_s,
         "duration_s": outcome.duration_s(),
         "command": machine::command(),

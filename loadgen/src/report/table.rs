@@ -4,10 +4,28 @@ use comfy_table::{CellAlignment, Table, presets::UTF8_FULL_CONDENSED};
 
 use crate::{limit::LimitResult, report::verdict::Verdict, run::Outcome, samples::Delays};
 
+/// Everything worth reading about a run of links against a data node.
+pub fn of_links(outcome: &Outcome, verdict: &Verdict) -> String {
+    let planned = outcome.deliveries_planned as f64 / outcome.window_s;
+    let mut rows = rows(outcome, verdict);
+    let of = |value: Option<f64>| value.map_or("-".into(), |value| format!("{value:.0}"));
+    rows.push(("diffs per second, received and checked / planned", {
+        format!("{} / {}", count((outcome.pushes_per_min() / 60.0) as u64), count(planned as u64))
+    }));
+    rows.push(("diffs per write / data CPU ns per diff", {
+        format!("{} / {}", of(outcome.pushes_per_write()), of(outcome.data_ns_per_push()))
+    }));
+    table(rows)
+}
+
 /// Everything worth reading about a run.
 pub fn of_run(outcome: &Outcome, verdict: &Verdict) -> String {
+    table(rows(outcome, verdict))
+}
+
+fn rows(outcome: &Outcome, verdict: &Verdict) -> Vec<(&'static str, String)> {
     let (findings, counts) = (&outcome.findings, &outcome.measured.counts);
-    let mut rows: Vec<(&str, String)> = vec![
+    let mut rows: Vec<(&'static str, String)> = vec![
         ("verdict", verdict.word().into()),
         (
             "clients / connections",
@@ -71,7 +89,7 @@ pub fn of_run(outcome: &Outcome, verdict: &Verdict) -> String {
     rows.extend(told("finding", &findings.examples));
     rows.extend(told("error", &outcome.errors));
     rows.extend(told("not ok because", &verdict.reasons));
-    table(rows)
+    rows
 }
 
 /// The bare limit.

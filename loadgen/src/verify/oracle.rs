@@ -8,6 +8,7 @@ use std::rc::Rc;
 use hashbrown::HashMap;
 use slotcast_engine::{
     diff::list_fingerprint,
+    id::SessionId,
     record::{Encoder, Record},
 };
 use xxhash_rust::xxh3::xxh3_64;
@@ -90,6 +91,8 @@ pub struct Oracle<'w> {
     young: HashMap<(u64, usize), Known>,
     old: HashMap<(u64, usize), Known>,
     digests: HashMap<u32, u64>,
+    /// On links: who owns every registration.
+    owner: Option<SessionId>,
 }
 
 impl<'w> Oracle<'w> {
@@ -106,7 +109,22 @@ impl<'w> Oracle<'w> {
             young: HashMap::new(),
             old: HashMap::new(),
             digests: HashMap::new(),
+            owner: None,
         }
+    }
+
+    /// An oracle for the readers of links between data nodes and sessions, where `owner` owns every registration. They
+    /// get what a diff brings a second time where that is told once more, and it changes nothing.
+    pub fn on_links(workload: &'w Workload, board: &'w Board, owner: SessionId) -> Self {
+        Self { owner: Some(owner), ..Self::new(workload, board) }
+    }
+
+    /// `times` more readers have gone the way of `transition` with the same frame.
+    pub fn repeat(&mut self, transition: &Transition, times: u32) {
+        self.observations[transition.observation as usize].count += times;
+        self.findings.resurrected += u64::from(transition.resurrected) * u64::from(times);
+        self.findings.foreign += u64::from(transition.foreign) * u64::from(times);
+        self.states.pass(transition.from, transition.to, times);
     }
 
     /// What a new subscription to `service` holds.
@@ -152,7 +170,10 @@ impl<'w> Oracle<'w> {
             Err(fault) => return Taken::Refused(*fault),
         };
         let Some(held) = find(outline.service) else { return Taken::Refused(Fault::NotSubscribed) };
-        if let Some(refusal) = refusal(&outline, held) {
+        if let Some(refusal) = refusal(&outline, held).filter(|&fault| {
+            // On links it is legal, and what it does to the list is compared as ever.
+            self.owner.is_none() || fault != Fault::Duplicate
+        }) {
             return Taken::Refused(refusal);
         }
         if outline.is_empty && held.revision == outline.to {
@@ -162,7 +183,7 @@ impl<'w> Oracle<'w> {
         let transition = match found {
             Some(transition) => transition.clone(),
             None => {
-                let Ok(diff) = DiffFrame::read(frame) else { return Taken::Refused(Fault::FrameChecksum) };
+                let Ok(diff) = read(frame, self.owner) else { return Taken::Refused(Fault::FrameChecksum) };
                 let mut transition = self.applier.apply(&mut self.states, held.state, &diff);
                 transition.observation = self.observations.len() as u32;
                 self.observations.push(Observation { state: transition.to, count: 0, revision: outline.to });
@@ -193,7 +214,7 @@ impl<'w> Oracle<'w> {
             self.old = std::mem::take(&mut self.young);
         }
         let known = self.old.remove(&key).unwrap_or_else(|| {
-            let diff = DiffFrame::read(frame).and_then(|diff| {
+            let diff = read(frame, self.owner).and_then(|diff| {
                 let service = self.workload.service_of_key(diff.datum).ok_or(Fault::NotSubscribed)?;
                 let DiffFrame { from, to, is_snapshot, .. } = diff;
                 Ok(Outline { service, from, to, is_snapshot, is_empty: diff.is_empty() })
@@ -202,6 +223,10 @@ impl<'w> Oracle<'w> {
         });
         self.young.insert(key, known);
     }
+}
+
+fn read(frame: &[u8], owner: Option<SessionId>) -> Result<DiffFrame<'_>, Fault> {
+    owner.map_or_else(|| DiffFrame::read(frame), |owner| DiffFrame::read_on_link(frame, owner))
 }
 
 /// Why a client in this state would refuse the frame.

@@ -156,6 +156,16 @@ impl States {
         }
     }
 
+    /// `times` subscribers go over from one state to another.
+    pub fn pass(&mut self, from: u32, to: u32, times: u32) {
+        self.states[to as usize].holders += times;
+        let entry = &mut self.states[from as usize];
+        entry.holders -= times;
+        if entry.holders == 0 && !entry.keeps_list {
+            entry.list = None;
+        }
+    }
+
     /// The service a state belongs to.
     pub fn service(&self, state: u32) -> u32 {
         self.states[state as usize].service

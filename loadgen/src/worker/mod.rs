@@ -66,7 +66,13 @@ pub struct Remarks {
 
 /// The ring settings of everything that receives.
 pub fn ring_config(clients: u32, recv_buffers: u16) -> RingConfig {
-    RingConfig { sockets_max: clients.max(1) as usize, recv_buffers, ..RingConfig::default() }
+    let recv_buffer_bytes = crate::run::RECV_BUFFER_BYTES;
+    RingConfig {
+        sockets_max: clients.max(1) as usize,
+        recv_buffers,
+        recv_buffer_bytes,
+        ..RingConfig::default()
+    }
 }
 
 /// Runs a worker to its end.
@@ -105,6 +111,7 @@ pub fn remarks(output: &Path) -> Result<Remarks> {
     Ok(serde_json::from_slice(&fs::read(remarks_beside(output))?)?)
 }
 
-fn remarks_beside(output: &Path) -> PathBuf {
+/// Where the remarks to measurements at `output` lie.
+pub fn remarks_beside(output: &Path) -> PathBuf {
     output.with_extension("remarks")
 }

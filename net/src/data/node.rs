@@ -331,6 +331,7 @@ impl Node {
                 };
                 match outcome {
                     SendOutcome::Queued => {
+                        self.metrics.socket_writes.inc();
                         self.metrics.bytes_sent.inc_by(link.out.len() as u64);
                         link.out.clear();
                         link.out.shrink_to(SHARE_BYTES);
