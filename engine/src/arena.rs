@@ -70,6 +70,21 @@ impl Arena {
         Location { segment: index, offset }
     }
 
+    /// Copies a record that is here already once more, for its old place to be released.
+    pub(crate) fn append_copy(&mut self, from: Location) -> Location {
+        let len = self.get(from).bytes().len();
+        let index = match self.open {
+            // A segment cannot be read while it is written to.
+            Some(index) if self.segment(index).room() >= len && index != from.segment => index,
+            _ => self.open_segment(len),
+        };
+        let Some(mut segment) = self.segments[index as usize].take() else { unreachable!("it was opened") };
+        let offset = segment.bytes.len() as u32;
+        segment.bytes.extend_from_slice(self.get(from).bytes());
+        self.segments[index as usize] = Some(segment);
+        Location { segment: index, offset }
+    }
+
     /// The record at `at`.
     pub fn get(&self, at: Location) -> Record<'_> {
         let bytes = &self.segment(at.segment).bytes[at.offset as usize..];

@@ -59,6 +59,8 @@ struct Datum {
 struct Touched {
     datum: u32,
     register: RegisterId,
+    /// Where it was found, which may be another's place by the end of the batch.
+    index: u32,
     /// Content and owner before the change, if it was live.
     before: Option<(u64, SessionId)>,
 }
@@ -217,7 +219,8 @@ impl Slot {
         let (change, record) = (entry.change, entry.record().ok_or(Refusal::RecordInvalid)?);
         let datum = self.find_datum(change.datum).ok_or(Refusal::NameUnknown)?;
         let mut replaced_bytes = 0;
-        if let Some(index) = self.find_in(datum, change.register) {
+        let found = self.find_in(datum, change.register);
+        if let Some(index) = found {
             let known = self.publication(index).version();
             if matches!(self.publication(index).place, Place::Live(_)) {
                 let stored = self.record(index);
@@ -247,7 +250,7 @@ impl Slot {
             return Err(Refusal::DatumFull);
         }
         self.open.push(entry);
-        self.apply(entry, 0);
+        self.put_at(datum, found, &change, record);
         Ok(())
     }
 
@@ -451,8 +454,7 @@ impl Slot {
         if !matches!(self.publication(index).place, Place::Live(at) if at == from) {
             return false;
         }
-        let copy = self.arena.get(from).to_aligned();
-        let to = self.arena.append(Record::trusted(&copy));
+        let to = self.arena.append_copy(from);
         self.publications[index as usize].place = Place::Live(to);
         self.arena.release(from);
         true
@@ -486,7 +488,7 @@ impl Slot {
                 publication.owner = change.owner;
                 let datum = publication.datum;
                 self.enter_digest(index);
-                self.touched.push(Touched { datum, register: change.register, before });
+                self.touched.push(Touched { datum, register: change.register, index, before });
             }
             (ChangeKind::Remove, _) => self.apply_remove(change, mark),
             (ChangeKind::Forget, _) => {
@@ -510,8 +512,14 @@ impl Slot {
             debug_assert!(false, "a name precedes the first put");
             return;
         };
+        let found = self.find_in(datum, change.register);
+        self.put_at(datum, found, change, record);
+    }
+
+    /// Stores a record of `datum`, whose registration was `found` there or is new.
+    fn put_at(&mut self, datum: u32, found: Option<u32>, change: &Change, record: Record<'_>) {
         let to = self.arena.append(record);
-        let before = match self.find_in(datum, change.register) {
+        let (index, before) = match found {
             Some(index) => {
                 let before = self.content_of(index);
                 match self.publication(index).place {
@@ -526,17 +534,17 @@ impl Slot {
                     }
                 }
                 self.store(index, change, datum, to);
-                before
+                (index, before)
             }
             None => {
                 let index = self.occupy(change.register, datum);
                 self.link(index, datum);
                 self.store(index, change, datum, to);
-                None
+                (index, None)
             }
         };
         self.datum_mut(datum).bytes += record.bytes().len();
-        self.touched.push(Touched { datum, register: change.register, before });
+        self.touched.push(Touched { datum, register: change.register, index, before });
     }
 
     fn store(&mut self, index: u32, change: &Change, datum: u32, to: Location) {
@@ -575,7 +583,7 @@ impl Slot {
             register: change.register,
             version: change.version,
         });
-        self.touched.push(Touched { datum, register: change.register, before });
+        self.touched.push(Touched { datum, register: change.register, index, before });
     }
 
     /// Moves what the sealed batch really changed into the log; returns the changed data ids. A new owner counts: sessions
@@ -591,9 +599,7 @@ impl Slot {
             if last.replace((touch.datum, touch.register)) == Some((touch.datum, touch.register)) {
                 continue;
             }
-            let now_there =
-                self.find_in(touch.datum, touch.register).and_then(|index| self.content_of(index));
-            if now_there == touch.before {
+            if self.content_now(&touch) == touch.before {
                 continue;
             }
             if datum_before.0 != touch.datum {
@@ -607,6 +613,15 @@ impl Slot {
         }
         self.touched = touched;
         changed
+    }
+
+    fn content_now(&self, touch: &Touched) -> Option<(u64, SessionId)> {
+        let there = self.publication(touch.index);
+        let is_same = there.register == touch.register
+            && there.datum == touch.datum
+            && !matches!(there.place, Place::Vacant);
+        let index = if is_same { Some(touch.index) } else { self.find_in(touch.datum, touch.register) };
+        index.and_then(|index| self.content_of(index))
     }
 
     fn content_of(&self, index: u32) -> Option<(u64, SessionId)> {

@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::{
     clock::SECOND,
+    ingest::IngestSpec,
     links::{LinksSpec, core::Plant},
     preset::{Preset, Wishes},
     replay::Replay,
@@ -39,6 +40,8 @@ pub enum Command {
     Limit(LimitArgs),
     /// Measures a data node by itself: links that want everything, and one that changes it.
     Links(LinksArgs),
+    /// Registers publishers into one core of a data node as fast as it takes them, and reads them all back.
+    Ingest(IngestArgs),
     /// A role of the embedded cluster.
     #[command(hide = true)]
     Role {
@@ -52,6 +55,9 @@ pub enum Command {
     /// The receiving process of `links`.
     #[command(hide = true)]
     LinksWorker(ChildArgs),
+    /// The registering process of `ingest`.
+    #[command(hide = true)]
+    IngestWorker(ChildArgs),
     /// The sending end of the bare measurement.
     #[command(hide = true)]
     LimitSender(ChildArgs),
@@ -293,6 +299,57 @@ pub struct LinksArgs {
     /// Makes a fault at one link, to show that the verdict notices.
     #[arg(long, value_enum, hide = true)]
     pub plant: Option<Plant>,
+}
+
+/// Arguments of `ingest`.
+#[derive(Args, Debug)]
+pub struct IngestArgs {
+    /// Session links.
+    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=4_000))]
+    pub sessions: u32,
+    /// Registrations at most, over all links; rounded up to whole data ids.
+    #[arg(long, default_value_t = 10_000_000, value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
+    pub publishers: u64,
+    /// Registrations of each data id.
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=200))]
+    pub per_datum: u32,
+    /// Bytes of each payload.
+    #[arg(long, default_value_t = 128, value_parser = payload_bytes)]
+    pub payload_bytes: usize,
+    /// No more is sent after this long.
+    #[arg(long, value_name = "DURATION", default_value = "10s")]
+    pub duration: humantime::Duration,
+    /// Any setting of the data node, such as `data.validate_records=false`; may be repeated.
+    #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Do not measure the bare limit of the machine after the run.
+    #[arg(long)]
+    pub no_limit: bool,
+    /// How long each of the two bare measurements takes.
+    #[arg(long, value_name = "DURATION", default_value = "10s")]
+    pub limit_duration: humantime::Duration,
+    /// Write all results as JSON.
+    #[arg(long, value_name = "PATH")]
+    pub json: Option<PathBuf>,
+    /// Takes one registration for wrong, to show that the verdict notices.
+    #[arg(long, hide = true)]
+    pub plant: bool,
+}
+
+impl IngestArgs {
+    /// The run with these settings.
+    pub fn spec(&self) -> IngestSpec {
+        IngestSpec {
+            sessions: self.sessions,
+            publishers: self.publishers,
+            per_datum: self.per_datum,
+            payload_bytes: self.payload_bytes,
+            duration: self.duration.into(),
+            settings: self.set.clone(),
+            limit: (!self.no_limit).then(|| self.limit_duration.into()),
+            plant: self.plant,
+        }
+    }
 }
 
 impl LinksArgs {

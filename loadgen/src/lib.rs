@@ -47,6 +47,8 @@ pub mod run;
 
 pub mod links;
 
+pub mod ingest;
+
 pub mod report;
 
 pub mod args;

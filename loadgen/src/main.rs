@@ -1,4 +1,4 @@
-//! The binary: `loadgen demo | run | replay | limit | links`, and the children it starts from itself.
+//! The binary: `loadgen demo | run | replay | limit | links | ingest`, and the children it starts from itself.
 
 use std::{
     fs,
@@ -9,8 +9,9 @@ use std::{
 use anyhow::{Context, Result};
 use clap::Parser;
 use loadgen::{
-    args::{ChildArgs, Cli, Command, LimitArgs, LinksArgs, Output, RoleCommand, Setting},
+    args::{ChildArgs, Cli, Command, IngestArgs, LimitArgs, LinksArgs, Output, RoleCommand, Setting},
     division::Division,
+    ingest,
     limit::{self, LimitSpec, ends},
     links, process,
     progress::Progress,
@@ -34,6 +35,8 @@ fn main() -> ExitCode {
         Command::Replay(args) => drive(&args.setting, &args.output, args.source()),
         Command::Limit(args) => limit(&args),
         Command::Links(args) => links(&args),
+        Command::Ingest(args) => ingest(&args),
+        Command::IngestWorker(args) => child(read(&args).and_then(|config| ingest::work(&config))),
         Command::LinksWorker(args) => child(read(&args).and_then(|config| links::work(&config))),
         Command::Role { role: RoleCommand::Data(args) } => child(roles::data(&args.config)),
         Command::Role { role: RoleCommand::Session(args) } => child(roles::session(&args.config)),
@@ -88,6 +91,18 @@ fn links(args: &LinksArgs) -> Result<ExitCode> {
         write_json(path, &json::of_links(&outcome, &verdict))?;
     }
     Ok(if verdict.is_ok() { ExitCode::SUCCESS } else { ExitCode::from(NOT_OK) })
+}
+
+fn ingest(args: &IngestArgs) -> Result<ExitCode> {
+    let progress = Progress::new();
+    let result = ingest::run(&args.spec(), &progress);
+    progress.finish();
+    let outcome = result?;
+    println!("{}", table::of_ingest(&outcome));
+    if let Some(path) = &args.json {
+        write_json(path, &json::of_ingest(&outcome))?;
+    }
+    Ok(if outcome.reasons().is_empty() { ExitCode::SUCCESS } else { ExitCode::from(NOT_OK) })
 }
 
 fn write(output: &Output, outcome: &Outcome, verdict: &Verdict) -> Result<()> {

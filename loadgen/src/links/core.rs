@@ -36,7 +36,9 @@ const ITEMS: usize = 250;
 const ASKED_MAX: u64 = 32_768;
 const LOOK_EVERY: u64 = 100 * MILLISECOND;
 const ERRORS_MAX: usize = 10;
-/// Where a diff frame has its revisions.
+/// Where a diff frame has the key of its data id and its revisions.
+const DATUM_AT: usize = 16;
+/// See [`DATUM_AT`].
 const FROM_AT: usize = 24;
 
 /// A fault that this process makes on purpose, to show that its verdict notices.
@@ -329,7 +331,8 @@ impl<'w> Core<'w> {
         if *seen == 1 {
             *first = frame.to_vec();
         }
-        if *seen != PLANT_AFTER {
+        let of_same = || frame[DATUM_AT..FROM_AT] == first[DATUM_AT..FROM_AT];
+        if *seen < PLANT_AFTER || (*plant == Plant::Repeat && !of_same()) {
             return false;
         }
         let (plant, first) = (*plant, std::mem::take(first));
@@ -337,8 +340,9 @@ impl<'w> Core<'w> {
         match plant {
             Plant::Drop => true,
             Plant::Repeat => {
+                self.diff(0, frame);
                 self.diff(0, &first);
-                false
+                true
             }
             Plant::Forge => {
                 let mut forged = frame.to_vec();

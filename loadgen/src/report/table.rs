@@ -2,7 +2,9 @@
 
 use comfy_table::{CellAlignment, Table, presets::UTF8_FULL_CONDENSED};
 
-use crate::{limit::LimitResult, report::verdict::Verdict, run::Outcome, samples::Delays};
+use crate::{
+    ingest::IngestOutcome, limit::LimitResult, report::verdict::Verdict, run::Outcome, samples::Delays,
+};
 
 /// Everything worth reading about a run of links against a data node.
 pub fn of_links(outcome: &Outcome, verdict: &Verdict) -> String {
@@ -15,6 +17,45 @@ pub fn of_links(outcome: &Outcome, verdict: &Verdict) -> String {
     rows.push(("diffs per write / data CPU ns per diff", {
         format!("{} / {}", of(outcome.pushes_per_write()), of(outcome.data_ns_per_push()))
     }));
+    table(rows)
+}
+
+/// Everything worth reading about registrations into a data node.
+pub fn of_ingest(outcome: &IngestOutcome) -> String {
+    let (found, reasons) = (&outcome.found, outcome.reasons());
+    let [p50, _, p99, p999, max] = found.ack_ms;
+    let grown = outcome.rss_bytes.data.unwrap_or(0).saturating_sub(outcome.rss_before);
+    let mut rows = vec![
+        ("verdict", if reasons.is_empty() { "ok".to_owned() } else { "failed".to_owned() }),
+        ("links", format!("{} of {}", outcome.connections, outcome.spec.sessions)),
+        ("registrations taken", count(found.acknowledged)),
+        ("registrations per second", count(outcome.per_second() as u64)),
+        ("registering s / reading back s", format!("{:.2} / {:.2}", found.register_s, found.read_s)),
+        ("read back as they are, of so many data ids", {
+            format!("{} / {}", count(found.exact), count(found.datums))
+        }),
+        ("missing / extra / stale", format!("{} / {} / {}", found.missing, found.extra, found.stale)),
+        (
+            "acknowledged after ms p50 / p99 / p999 / max",
+            format!("{p50:.2} / {p99:.2} / {p999:.2} / {max:.2}"),
+        ),
+        ("bytes written / of one entry", {
+            format!("{} / {}", count(found.write_bytes), outcome.entry_bytes)
+        }),
+        ("CPU s data / loadgen", {
+            format!("{:.2} / {:.2}", outcome.cpu_s.data.unwrap_or(0.0), outcome.cpu_s.loadgen)
+        }),
+        ("data CPU ns per registration", format!("{:.0}", outcome.data_ns())),
+        ("data resident bytes per registration", (grown / found.acknowledged.max(1)).to_string()),
+        ("cores data / loadgen", format!("{} / {}", outcome.cores.0, outcome.cores.1)),
+    ];
+    for result in &outcome.limit {
+        rows.push((
+            if result.frames_per_write == 1 { "bare limit, sends/s" } else { "bare limit merged, entries/s" },
+            count(if result.frames_per_write == 1 { result.sends_per_s } else { result.pushes_per_s } as u64),
+        ));
+    }
+    rows.extend(reasons.into_iter().map(|reason| ("not ok because", reason)));
     table(rows)
 }
 
