@@ -13,7 +13,7 @@ pub mod id;
 
 pub mod error;
 
-mod archive;
+pub mod archive;
 
 pub mod record;
 
@@ -35,6 +35,6 @@ pub mod compact;
 
 pub mod interest;
 
-mod slots;
+pub mod slots;
 
 pub mod shard;

@@ -104,6 +104,10 @@ struct Link {
     refused_names: BTreeSet<DatumKey>,
 }
 
+/// Bytes of a record for which memory is taken ahead.
+const RESERVE_RECORD_BYTES: usize = 256;
+/// What is taken ahead per slot is larger than its share by this part.
+const RESERVE_MARGIN: usize = 16;
 /// Bytes of a put as they usually are; a frame has about so many outcomes.
 const ENTRY_BYTES_USUAL: usize = 192;
 
@@ -151,7 +155,8 @@ pub struct Shard {
     sequences: BTreeMap<SessionId, u64>,
     links: BTreeMap<ReaderId, Link>,
     interests: Interests,
-    dirty: BTreeSet<SlotId>,
+    /// Every slot with an open batch, in no order, some twice.
+    dirty: Vec<SlotId>,
     acks: VecDeque<PendingAck>,
     sealed: VecDeque<Seal>,
     asked: BTreeMap<(ReaderId, SlotId, DatumKey), Revision>,
@@ -184,7 +189,7 @@ impl Shard {
             sequences: BTreeMap::new(),
             links: BTreeMap::new(),
             interests: Interests::default(),
-            dirty: BTreeSet::new(),
+            dirty: Vec::new(),
             acks: VecDeque::new(),
             sealed: VecDeque::new(),
             asked: BTreeMap::new(),
@@ -200,6 +205,15 @@ impl Shard {
             stats: ShardStats::default(),
             config,
         }
+    }
+
+    /// Takes memory for `publishers` registrations ahead, spread evenly over the slots (see [`Slot::reserve`]).
+    pub fn reserve(&mut self, publishers: usize) {
+        let slots = self.slots.iter().count().max(1);
+        let each = publishers.div_ceil(slots);
+        // Data ids are spread by chance: some slots get more than their share.
+        let each = if publishers == 0 { 0 } else { each + each / RESERVE_MARGIN };
+        self.slots.iter_mut().for_each(|slot| slot.reserve(each, RESERVE_RECORD_BYTES));
     }
 
     /// The leader epoch of this shard's slots.
@@ -356,7 +370,6 @@ impl Shard {
             // The reader holds a list and asks for it once more, because it would read an absence differently by now. Its
             // answer has to be told apart from what it was told before.
             self.seal_slot(slot, self.now);
-            self.dirty.remove(&slot);
             if let Some(slot) = self.slots.get_mut(slot) {
                 slot.advance();
             }
@@ -478,7 +491,7 @@ impl Shard {
             }
         }
         if !surplus.is_empty() {
-            self.dirty.insert(slot_id);
+            self.dirty.push(slot_id);
         }
         Ok(surplus.len())
     }
@@ -504,7 +517,7 @@ impl Shard {
             let forgotten = slot.forget_tombstones(lowest, room);
             if forgotten > 0 {
                 self.stats.tombstones_dropped += forgotten as u64;
-                self.dirty.insert(slot.id());
+                self.dirty.push(slot.id());
             }
         }
         self.mark += 1;
@@ -516,9 +529,7 @@ impl Shard {
         self.now = now;
         self.end_some_registrations();
         let before = self.stats.batches;
-        for id in std::mem::take(&mut self.dirty) {
-            self.seal_slot(id, now);
-        }
+        self.seal_dirty(now);
         (self.stats.batches - before) as usize
     }
 
@@ -642,7 +653,7 @@ impl Shard {
             ChangeKind::Touch | ChangeKind::Forget => Err(Refusal::RecordInvalid),
         };
         if was_clean && slot.open_changes() > 0 {
-            self.dirty.insert(slot_id);
+            self.dirty.push(slot_id);
         }
         outcome
     }
@@ -651,6 +662,16 @@ impl Shard {
         if self.slots.get(id).is_some_and(|slot| slot.open_changes() >= BATCH_CHANGES_MAX) {
             self.seal_slot(id, now);
         }
+    }
+
+    /// In the order of the slots' numbers, whatever the order in which they were written to.
+    fn seal_dirty(&mut self, now: Nanos) {
+        let mut dirty = std::mem::take(&mut self.dirty);
+        dirty.sort_unstable();
+        for id in dirty.drain(..) {
+            self.seal_slot(id, now);
+        }
+        self.dirty = dirty;
     }
 
     fn seal_slot(&mut self, id: SlotId, now: Nanos) {
@@ -682,10 +703,7 @@ impl Shard {
     }
 
     fn seal_all(&mut self) {
-        let now = self.now;
-        for id in std::mem::take(&mut self.dirty) {
-            self.seal_slot(id, now);
-        }
+        self.seal_dirty(self.now);
     }
 
     fn end_session(&mut self, session: SessionId) {
@@ -705,7 +723,7 @@ impl Shard {
             let room = budget.min(BATCH_CHANGES_MAX.saturating_sub(slot.open_changes()));
             let removed = slot.remove_session(session, mark, room);
             if removed > 0 {
-                self.dirty.insert(id);
+                self.dirty.push(id);
             }
             if removed == room {
                 self.ending.push_front((session, id));

@@ -91,6 +91,13 @@ impl Node {
         }
     }
 
+    /// Takes memory for `publishers` registrations ahead.
+    pub fn reserve(&mut self, publishers: usize) {
+        if publishers > 0 {
+            self.shard.reserve(publishers);
+        }
+    }
+
     /// The shard, to look at.
     pub fn shard(&self) -> &Shard {
         &self.shard
