@@ -275,7 +275,9 @@ mod tests {
             places.into_iter().for_each(|place| arena.release(place));
             assert_eq!(arena.bytes(), reserved);
         }
-        (0..100).for_each(|_| drop(arena.append(Record::read(&bytes).unwrap())));
+        for _ in 0..100 {
+            arena.append(Record::read(&bytes).unwrap());
+        }
         assert!(arena.bytes().live > reserved.free, "it is no bound");
     }
 

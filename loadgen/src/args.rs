@@ -308,7 +308,7 @@ pub struct IngestArgs {
     #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=4_000))]
     pub sessions: u32,
     /// Registrations at most, over all links; rounded up to whole data ids.
-    #[arg(long, default_value_t = 10_000_000, value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
+    #[arg(long, default_value_t = 4_000_000, value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
     pub publishers: u64,
     /// Registrations of each data id.
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=200))]
@@ -331,6 +331,9 @@ pub struct IngestArgs {
     /// Write all results as JSON.
     #[arg(long, value_name = "PATH")]
     pub json: Option<PathBuf>,
+    /// Let the data node take its memory while it registers, not at its start.
+    #[arg(long)]
+    pub fresh_memory: bool,
     /// Takes one registration for wrong, to show that the verdict notices.
     #[arg(long, hide = true)]
     pub plant: bool,
@@ -339,13 +342,14 @@ pub struct IngestArgs {
 impl IngestArgs {
     /// The run with these settings.
     pub fn spec(&self) -> IngestSpec {
+        let reserve = (!self.fresh_memory).then(|| format!("data.reserve_publishers={}", self.publishers));
         IngestSpec {
             sessions: self.sessions,
             publishers: self.publishers,
             per_datum: self.per_datum,
             payload_bytes: self.payload_bytes,
             duration: self.duration.into(),
-            settings: self.set.clone(),
+            settings: reserve.into_iter().chain(self.set.iter().cloned()).collect(),
             limit: (!self.no_limit).then(|| self.limit_duration.into()),
             plant: self.plant,
         }

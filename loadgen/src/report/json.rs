@@ -80,6 +80,7 @@ pub fn of_ingest(outcome: &IngestOutcome) -> Value {
         "lost_connections": outcome.lost_refused.0,
         "rss_bytes_before": outcome.rss_before,
         "errors": found.errors,
+        "settings": outcome.spec.settings,
         "limit": outcome.limit,
     });
     if let (Value::Object(all), Value::Object(more)) = (&mut all, more) {

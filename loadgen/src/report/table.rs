@@ -24,7 +24,7 @@ pub fn of_links(outcome: &Outcome, verdict: &Verdict) -> String {
 pub fn of_ingest(outcome: &IngestOutcome) -> String {
     let (found, reasons) = (&outcome.found, outcome.reasons());
     let [p50, _, p99, p999, max] = found.ack_ms;
-    let grown = outcome.rss_bytes.data.unwrap_or(0).saturating_sub(outcome.rss_before);
+    let resident = outcome.rss_bytes.data.unwrap_or(0);
     let mut rows = vec![
         ("verdict", if reasons.is_empty() { "ok".to_owned() } else { "failed".to_owned() }),
         ("links", format!("{} of {}", outcome.connections, outcome.spec.sessions)),
@@ -46,7 +46,8 @@ pub fn of_ingest(outcome: &IngestOutcome) -> String {
             format!("{:.2} / {:.2}", outcome.cpu_s.data.unwrap_or(0.0), outcome.cpu_s.loadgen)
         }),
         ("data CPU ns per registration", format!("{:.0}", outcome.data_ns())),
-        ("data resident bytes per registration", (grown / found.acknowledged.max(1)).to_string()),
+        ("data resident bytes per registration", (resident / found.acknowledged.max(1)).to_string()),
+        ("data resident MiB before / after", format!("{} / {}", outcome.rss_before >> 20, resident >> 20)),
         ("cores data / loadgen", format!("{} / {}", outcome.cores.0, outcome.cores.1)),
     ];
     for result in &outcome.limit {
@@ -55,6 +56,7 @@ pub fn of_ingest(outcome: &IngestOutcome) -> String {
             count(if result.frames_per_write == 1 { result.sends_per_s } else { result.pushes_per_s } as u64),
         ));
     }
+    rows.extend(outcome.spec.settings.iter().map(|setting| ("data node set to", setting.clone())));
     rows.extend(reasons.into_iter().map(|reason| ("not ok because", reason)));
     table(rows)
 }
