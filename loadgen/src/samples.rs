@@ -92,6 +92,13 @@ struct Applied {
     bytes: u64,
 }
 
+/// When the one planned change of the window that a frame brings was intended and sent.
+#[derive(Clone, Copy, Debug)]
+pub struct Single {
+    intended: u64,
+    sent: u64,
+}
+
 /// See the module.
 pub struct Samples<'w> {
     workload: &'w Workload,
@@ -148,6 +155,29 @@ impl<'w> Samples<'w> {
                 self.count_pushes(now, frames, bytes);
             }
         }
+    }
+
+    /// What [`Samples::arrived`] would look up again for every reader, where a frame brings one change and nothing special.
+    pub fn single(&self, transition: &Transition) -> Option<Single> {
+        match &*transition.covered {
+            [covered] if covered.cancelled_by.is_none() && transition.in_window => Some(Single {
+                intended: self.board.start() + self.workload.ops()[covered.op as usize].at,
+                sent: self.board.sent(covered.op),
+            }),
+            _ => None,
+        }
+    }
+
+    /// The same as [`Samples::arrived`] for a frame with a [`Samples::single`] change.
+    pub fn arrived_single(&mut self, single: Single, bytes: usize, now: u64) {
+        let Single { intended, sent } = single;
+        self.counts.resolved += 1;
+        self.counts.change_deliveries += 1;
+        self.rotate(now);
+        let delay = |since: u64| now.saturating_sub(since).clamp(1, DELAY_MAX);
+        self.interval.saturating_record(delay(intended));
+        self.service.saturating_record(delay(sent.max(intended.min(now))));
+        self.count_pushes(now, 1, bytes as u64);
     }
 
     /// A frame of `bytes` bytes that is no snapshot was applied, as of now.

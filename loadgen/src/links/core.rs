@@ -167,7 +167,10 @@ impl<'w> Core<'w> {
         self.samples.settle(now);
         for number in self.fresh.drain(..) {
             let known = self.reel.get(number);
-            self.samples.arrived(&known.transition, known.bytes(), now);
+            match known.single {
+                Some(single) => self.samples.arrived_single(single, known.bytes(), now),
+                None => self.samples.arrived(&known.transition, known.bytes(), now),
+            }
         }
         self.frames_since_clock = 0;
     }
@@ -309,8 +312,9 @@ impl<'w> Core<'w> {
                 let revision =
                     |at: usize| frame[at..at + 8].iter().rev().fold(0, |sum, &b| sum << 8 | u64::from(b));
                 let revisions = revision(FROM_AT)..revision(FROM_AT + 8);
+                let single = self.samples.single(&transition);
                 self.expected[link as usize] =
-                    self.reel.add(frame, service, revisions, transition.clone()) + 1;
+                    self.reel.add(frame, service, revisions, transition.clone(), single) + 1;
             }
             self.samples.applied(transition, is_snapshot, frame.len());
         }

@@ -8,7 +8,7 @@ use std::{ops::Range, rc::Rc};
 
 use hashbrown::HashMap;
 
-use crate::verify::transition::Transition;
+use crate::{samples::Single, verify::transition::Transition};
 
 /// Frames kept.
 const FRAMES: usize = 1 << 15;
@@ -25,6 +25,8 @@ pub struct Known {
     pub to: u64,
     /// What it does.
     pub transition: Rc<Transition>,
+    /// The one change that it brings, if that is all.
+    pub single: Option<Single>,
     /// Deliveries that the oracle has not been told of.
     pub untold: u32,
     /// Where its bytes begin, counted over all bytes ever kept.
@@ -87,6 +89,7 @@ impl Reel {
         service: u32,
         revisions: Range<u64>,
         transition: Rc<Transition>,
+        single: Option<Single>,
     ) -> u64 {
         let checksum = frame[8..16].iter().rev().fold(0u64, |sum, &byte| sum << 8 | u64::from(byte));
         if let Some(&number) = self.by_checksum.get(&checksum)
@@ -106,7 +109,8 @@ impl Reel {
         let start = (at % BYTES as u64) as usize;
         self.bytes[start..start + frame.len()].copy_from_slice(frame);
         let (from, to) = (revisions.start, revisions.end);
-        let known = Known { service, from, to, transition, untold: 0, at, len: frame.len(), checksum };
+        let known =
+            Known { service, from, to, transition, single, untold: 0, at, len: frame.len(), checksum };
         let number = self.next;
         self.next += 1;
         if self.frames.len() < FRAMES {
@@ -155,10 +159,10 @@ mod tests {
     fn a_frame_is_known_by_all_its_bytes_while_it_is_kept() {
         let mut reel = Reel::new();
         for number in 0..FRAMES as u64 + 10 {
-            assert_eq!(reel.add(&frame(number, 48), 0, 1..2, transition()), number);
+            assert_eq!(reel.add(&frame(number, 48), 0, 1..2, transition(), None), number);
         }
         let mut last = frame(20, 48);
-        assert_eq!(reel.add(&last, 0, 1..2, transition()), 20, "kept once");
+        assert_eq!(reel.add(&last, 0, 1..2, transition(), None), 20, "kept once");
         assert!(reel.same(20, &last).is_some() && reel.same(21, &last).is_none());
         last[47] ^= 1;
         assert!(reel.same(20, &last).is_none());
@@ -170,7 +174,7 @@ mod tests {
     fn bytes_that_were_written_over_are_not_compared() {
         let mut reel = Reel::new();
         for number in 0..20 {
-            reel.add(&frame(number, 4 << 20), 0, 1..2, transition());
+            reel.add(&frame(number, 4 << 20), 0, 1..2, transition(), None);
         }
         assert!(reel.same(0, &frame(0, 4 << 20)).is_none());
         assert!(reel.same(19, &frame(19, 4 << 20)).is_some());
