@@ -45,6 +45,10 @@ pub struct Arena {
     open: Option<u32>,
     opened: u64,
     grown: usize,
+    /// Memory taken ahead: of segments to be opened, and how many bytes are to be kept so when segments are freed.
+    spare: Vec<AlignedVec>,
+    spare_bytes: usize,
+    reserve_bytes: usize,
 }
 
 /// A segment that takes no more records.
@@ -70,6 +74,21 @@ impl Arena {
         Location { segment: index, offset }
     }
 
+    /// Copies a record that is here already once more, for its old place to be released.
+    pub(crate) fn append_copy(&mut self, from: Location) -> Location {
+        let len = self.get(from).bytes().len();
+        let index = match self.open {
+            // A segment cannot be read while it is written to.
+            Some(index) if self.segment(index).room() >= len && index != from.segment => index,
+            _ => self.open_segment(len),
+        };
+        let Some(mut segment) = self.segments[index as usize].take() else { unreachable!("it was opened") };
+        let offset = segment.bytes.len() as u32;
+        segment.bytes.extend_from_slice(self.get(from).bytes());
+        self.segments[index as usize] = Some(segment);
+        Location { segment: index, offset }
+    }
+
     /// The record at `at`.
     pub fn get(&self, at: Location) -> Record<'_> {
         let bytes = &self.segment(at.segment).bytes[at.offset as usize..];
@@ -89,9 +108,26 @@ impl Arena {
         }
     }
 
+    /// Takes memory for `bytes` bytes of records ahead, and touches it. So much is kept from then on.
+    pub(crate) fn reserve(&mut self, bytes: usize) {
+        self.reserve_bytes = bytes;
+        while self.spare_bytes + SEGMENT_BYTES_MIN <= bytes {
+            let left = bytes - self.spare_bytes;
+            let size = (1 << left.ilog2()).min(SEGMENT_BYTES_MAX);
+            let mut spare = AlignedVec::with_capacity(size);
+            spare.resize(size, 1);
+            spare.clear();
+            self.spare_bytes += spare.capacity();
+            self.spare.push(spare);
+        }
+        // The largest are taken first, from the end.
+        self.spare.sort_by_key(AlignedVec::capacity);
+    }
+
     /// Bytes by kind.
     pub fn bytes(&self) -> ArenaBytes {
-        self.segments.iter().flatten().fold(ArenaBytes::default(), |sum, segment| ArenaBytes {
+        let spare = ArenaBytes { free: self.spare_bytes, ..ArenaBytes::default() };
+        self.segments.iter().flatten().fold(spare, |sum, segment| ArenaBytes {
             live: sum.live + segment.bytes.len() - segment.dead,
             dead: sum.dead + segment.dead,
             free: sum.free + segment.room(),
@@ -123,13 +159,22 @@ impl Arena {
     }
 
     fn open_segment(&mut self, needed: usize) -> u32 {
-        let size = (SEGMENT_BYTES_MIN << self.grown.min(16)).min(SEGMENT_BYTES_MAX);
-        self.grown += 1;
         self.opened += 1;
-        let capacity = size.max(needed.next_power_of_two());
-        assert!(capacity <= SEGMENT_BYTES_MAX);
-        let segment =
-            Segment { bytes: AlignedVec::with_capacity(capacity), born: self.opened, capacity, dead: 0 };
+        let bytes = match self.spare.pop_if(|spare| spare.capacity() >= needed) {
+            Some(spare) => {
+                self.spare_bytes -= spare.capacity();
+                spare
+            }
+            None => {
+                let size = (SEGMENT_BYTES_MIN << self.grown.min(16)).min(SEGMENT_BYTES_MAX);
+                self.grown += 1;
+                let capacity = size.max(needed.next_power_of_two());
+                assert!(capacity <= SEGMENT_BYTES_MAX);
+                AlignedVec::with_capacity(capacity)
+            }
+        };
+        let capacity = bytes.capacity();
+        let segment = Segment { bytes, born: self.opened, capacity, dead: 0 };
         let index = match self.vacant.pop() {
             Some(index) => index,
             None => {
@@ -143,7 +188,13 @@ impl Arena {
     }
 
     fn drop_segment(&mut self, index: u32) {
-        self.segments[index as usize] = None;
+        if let Some(Segment { mut bytes, capacity, .. }) = self.segments[index as usize].take()
+            && self.spare_bytes + capacity <= self.reserve_bytes
+        {
+            bytes.clear();
+            self.spare_bytes += capacity;
+            self.spare.push(bytes);
+        }
         self.vacant.push(index);
         if self.vacant.len() == self.segments.len() {
             self.grown = 0;
@@ -207,6 +258,27 @@ mod tests {
             arena.append(Record::read(&bytes).unwrap());
         }
         assert!(arena.segments.len() < 12);
+    }
+
+    #[test]
+    fn what_is_reserved_is_used_and_kept() {
+        let mut arena = Arena::default();
+        arena.reserve(100_000);
+        let reserved = arena.bytes();
+        assert!((90_000..=100_000).contains(&reserved.free), "{reserved:?}");
+        let bytes = record(1, 1000);
+        for _ in 0..2 {
+            let places: Vec<Location> =
+                (0..80).map(|_| arena.append(Record::read(&bytes).unwrap())).collect();
+            let ArenaBytes { live, dead, free } = arena.bytes();
+            assert_eq!((live + free, dead), (reserved.free, 0), "nothing was taken besides");
+            places.into_iter().for_each(|place| arena.release(place));
+            assert_eq!(arena.bytes(), reserved);
+        }
+        for _ in 0..100 {
+            arena.append(Record::read(&bytes).unwrap());
+        }
+        assert!(arena.bytes().live > reserved.free, "it is no bound");
     }
 
     #[test]

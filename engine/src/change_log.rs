@@ -34,10 +34,8 @@ pub struct LogEntry {
     pub datum: u32,
     /// The registration.
     pub register: RegisterId,
-    /// When the batch was sealed.
-    sealed_at: Nanos,
-    /// Position of the data id's entry before this one.
-    before: Option<Position>,
+    /// How far back the data id's entry before this one lies; 0: there is none within reach.
+    before: u32,
     /// Revision of the data id's last change before this entry's batch.
     pub datum_before: Revision,
 }
@@ -50,6 +48,8 @@ pub struct Position(u64);
 #[derive(Default)]
 pub struct ChangeLog {
     entries: VecDeque<LogEntry>,
+    /// The batches of the entries, and when each was sealed.
+    batches: VecDeque<(Revision, Nanos)>,
     first: u64,
     floor: Revision,
 }
@@ -57,7 +57,21 @@ pub struct ChangeLog {
 impl ChangeLog {
     /// A log without history: readers below `floor` need snapshots.
     pub fn starting_at(floor: Revision) -> Self {
-        Self { entries: VecDeque::new(), first: 0, floor }
+        Self { floor, ..Self::default() }
+    }
+
+    /// Takes memory for `entries` changes ahead, and touches it.
+    pub(crate) fn reserve(&mut self, entries: usize) {
+        let held = self.entries.len();
+        let blank = LogEntry {
+            revision: Revision::ZERO,
+            datum: 0,
+            before: 0,
+            register: RegisterId(0),
+            datum_before: Revision::ZERO,
+        };
+        self.entries.resize(held.max(entries), blank);
+        self.entries.truncate(held);
     }
 
     /// Oldest revision from which this log can tell every later change.
@@ -88,19 +102,27 @@ impl ChangeLog {
     ) -> Position {
         assert!(self.entries.back().is_none_or(|last| last.revision <= revision));
         assert!(revision > self.floor && datum_before < revision);
-        self.entries.push_back(LogEntry { revision, datum, register, sealed_at, before, datum_before });
-        Position(self.first + self.entries.len() as u64 - 1)
+        if self.batches.back().is_none_or(|(last, _)| *last < revision) {
+            self.batches.push_back((revision, sealed_at));
+        }
+        let position = self.first + self.entries.len() as u64;
+        // What is further back than can be told is dropped long before.
+        let before = before.and_then(|before| u32::try_from(position - before.0).ok()).unwrap_or(0);
+        self.entries.push_back(LogEntry { revision, datum, before, register, datum_before });
+        Position(position)
     }
 
     /// Drops the oldest entries beyond the limits. Whole batches go, so the floor is always a batch's revision.
     pub fn trim(&mut self, limits: &ChangeLogLimits, now: Nanos) {
-        while let Some(oldest) = self.entries.front() {
-            let too_many = self.entries.len() > limits.entries_max;
-            let too_old = now.since(oldest.sealed_at) > limits.age_max;
+        let entries_max = limits.entries_max.min(u32::MAX as usize);
+        while let Some(&(oldest, sealed_at)) = self.batches.front() {
+            let too_many = self.entries.len() > entries_max;
+            let too_old = now.since(sealed_at) > limits.age_max;
             if !too_many && !too_old {
                 break;
             }
-            self.floor = oldest.revision;
+            self.batches.pop_front();
+            self.floor = oldest;
             while self.entries.front().is_some_and(|entry| entry.revision == self.floor) {
                 self.entries.pop_front();
                 self.first += 1;
@@ -116,8 +138,10 @@ impl ChangeLog {
     ) -> impl Iterator<Item = &LogEntry> {
         let mut next = latest;
         std::iter::from_fn(move || {
-            let entry = self.get(next?)?;
-            next = entry.before;
+            let at = next?;
+            let entry = self.get(at)?;
+            let is_linked = entry.before > 0;
+            next = if is_linked { at.0.checked_sub(entry.before.into()).map(Position) } else { None };
             (entry.revision > since).then_some(entry)
         })
     }

@@ -134,6 +134,18 @@ pub fn write<'a>(
     puts: impl ExactSizeIterator<Item = Record<'a>>,
 ) {
     debug_assert!(owners.is_none_or(|owners| owners.len() == puts.len()));
+    let owners = owners.map(|owners| owners.iter().copied());
+    write_columns(out, datum, (from, to), removes, owners, puts);
+}
+
+fn write_columns<'a>(
+    out: &mut Vec<u8>,
+    datum: DatumKey,
+    (from, to): (Revision, Revision),
+    removes: &[RegisterId],
+    owners: Option<impl ExactSizeIterator<Item = SessionId>>,
+    puts: impl ExactSizeIterator<Item = Record<'a>>,
+) {
     let mut fixed = [0u8; FIXED_BYTES];
     fixed[0..8].copy_from_slice(&datum.0.to_le_bytes());
     fixed[8..16].copy_from_slice(&from.0.to_le_bytes());
@@ -143,7 +155,7 @@ pub fn write<'a>(
     out.extend_from_slice(&fixed);
     write_column(out, removes.iter().map(|register| register.0));
     if let Some(owners) = owners {
-        write_column(out, owners.iter().map(|owner| owner.0));
+        write_column(out, owners.map(|owner| owner.0));
     }
     for record in puts {
         out.extend_from_slice(record.bytes());
@@ -167,9 +179,9 @@ pub struct Answer<'a> {
 impl Answer<'_> {
     /// Appends the body of this answer with owners and returns the frame flags that go with it.
     pub fn write(&self, datum: DatumKey, out: &mut Vec<u8>) -> u8 {
-        let owners: Vec<SessionId> = self.puts.iter().map(|(_, owner)| *owner).collect();
+        let owners = self.puts.iter().map(|(_, owner)| *owner);
         let records = self.puts.iter().map(|(record, _)| *record);
-        write(out, datum, (self.from, self.to), &self.removes, Some(&owners), records);
+        write_columns(out, datum, (self.from, self.to), &self.removes, Some(owners), records);
         OWNERS | if self.is_snapshot { SNAPSHOT } else { 0 }
     }
 }

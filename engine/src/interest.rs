@@ -19,6 +19,8 @@ pub struct Reader {
 pub struct Interests {
     readers: BTreeMap<ReaderId, Reader>,
     by_datum: BTreeMap<(SlotId, DatumKey), Vec<ReaderId>>,
+    /// Readers that are behind.
+    behind: BTreeSet<ReaderId>,
 }
 
 impl Interests {
@@ -30,6 +32,7 @@ impl Interests {
     /// Forgets a reader and all it was interested in.
     pub fn close(&mut self, reader: ReaderId) {
         let Some(state) = self.readers.remove(&reader) else { return };
+        self.behind.remove(&reader);
         for place in state.interests {
             self.drop_from(place, reader);
         }
@@ -40,7 +43,10 @@ impl Interests {
         let Some(state) = self.readers.get_mut(&reader) else { return true };
         let is_new = state.interests.insert((slot, datum));
         if is_new {
-            self.by_datum.entry((slot, datum)).or_default().push(reader);
+            let readers = self.by_datum.entry((slot, datum)).or_default();
+            if let Err(place) = readers.binary_search(&reader) {
+                readers.insert(place, reader);
+            }
         }
         is_new
     }
@@ -53,14 +59,14 @@ impl Interests {
         }
     }
 
-    /// Readers interested in a data id.
+    /// Readers interested in a data id, in rising order.
     pub fn readers(&self, slot: SlotId, datum: DatumKey) -> &[ReaderId] {
         self.by_datum.get(&(slot, datum)).map_or(&[], Vec::as_slice)
     }
 
     /// Whether a reader takes everything at once.
     pub fn is_in_step(&self, reader: ReaderId) -> bool {
-        self.readers.get(&reader).is_some_and(|state| state.behind.is_none())
+        !self.behind.contains(&reader) && self.readers.contains_key(&reader)
     }
 
     /// Interests held by all readers together.
@@ -75,7 +81,7 @@ impl Interests {
 
     /// Readers that are behind.
     pub fn behind(&self) -> usize {
-        self.readers.values().filter(|state| state.behind.is_some()).count()
+        self.behind.len()
     }
 
     /// From now on the reader takes nothing; `revision_of` tells how far it has got in each slot.
@@ -85,11 +91,13 @@ impl Interests {
             let slots: BTreeSet<SlotId> = state.interests.iter().map(|(slot, _)| *slot).collect();
             let marks = slots.into_iter().filter_map(|slot| Some((slot, revision_of(slot)?))).collect();
             state.behind = Some(marks);
+            self.behind.insert(reader);
         }
     }
 
     /// The reader takes changes again: the slots it was reading and how far it had got in each.
     pub fn catch_up(&mut self, reader: ReaderId) -> BTreeMap<SlotId, Revision> {
+        self.behind.remove(&reader);
         self.readers.get_mut(&reader).and_then(|state| state.behind.take()).unwrap_or_default()
     }
 
@@ -104,7 +112,9 @@ impl Interests {
 
     fn drop_from(&mut self, place: (SlotId, DatumKey), reader: ReaderId) {
         if let Some(readers) = self.by_datum.get_mut(&place) {
-            readers.retain(|other| *other != reader);
+            if let Ok(at) = readers.binary_search(&reader) {
+                readers.remove(at);
+            }
             if readers.is_empty() {
                 self.by_datum.remove(&place);
             }

@@ -13,6 +13,8 @@ pub mod id;
 
 pub mod error;
 
+pub mod archive;
+
 pub mod record;
 
 pub mod arena;
@@ -32,5 +34,7 @@ pub mod diff;
 pub mod compact;
 
 pub mod interest;
+
+pub mod slots;
 
 pub mod shard;

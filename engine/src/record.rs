@@ -18,6 +18,7 @@ use rkyv::{
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 use crate::{
+    archive,
     id::{ClientId, DatumKey, NameError, RegisterId, check_name},
     limits::{ALIGNMENT, INSTANCE_NAME_BYTES_MAX, PAYLOAD_BYTES_MAX, RECORD_BYTES_MAX, ZONE_BYTES_MAX},
 };
@@ -168,20 +169,14 @@ impl<'a> Record<'a> {
         copy
     }
 
-    /// All checks of a trust boundary: checksum, archive, names and payload size. `scratch` is used when the bytes are
-    /// not aligned. Returns the publishing client.
-    pub fn validate(self, scratch: &mut AlignedVec) -> Result<ClientId, RecordError> {
+    /// All checks of a trust boundary: checksum, archive, names and payload size. Returns the publishing client. It takes
+    /// what [`Record::access`] takes, wherever the bytes lie, in a fraction of the time.
+    pub fn validate(self) -> Result<ClientId, RecordError> {
         self.verify_checksum()?;
-        let aligned = if self.0.as_ptr().addr().is_multiple_of(ALIGNMENT) {
-            self
-        } else {
-            scratch.clear();
-            scratch.extend_from_slice(self.0);
-            Record(scratch)
-        };
-        let instance = aligned.access()?;
-        check_instance(&instance.name, &instance.zone, instance.payload.len())?;
-        Ok(ClientId(instance.client.to_native()))
+        let (client, name, zone, payload) =
+            archive::read(self.archive()).map_err(|wrong| RecordError::Archive(wrong.to_string()))?;
+        check_instance(name, zone, payload.len())?;
+        Ok(ClientId(client))
     }
 
     /// Reads the content out of the record.
@@ -296,19 +291,19 @@ mod tests {
             let record = Record::read(&bytes).unwrap();
             assert_eq!(record.bytes().len() % ALIGNMENT, 0);
             assert_eq!((record.datum(), record.register()), (DatumKey(1), RegisterId(2)));
-            assert_eq!(record.validate(&mut AlignedVec::new()).unwrap(), ClientId(7));
+            assert_eq!(record.validate().unwrap(), ClientId(7));
             assert_eq!(record.client(), Some(ClientId(7)));
             assert_eq!(record.instance().unwrap(), instance(payload));
         }
     }
 
     #[test]
-    fn unaligned_bytes_validate_through_the_scratch() {
+    fn unaligned_bytes_validate_where_they_lie() {
         let mut shifted = AlignedVec::<16>::new();
         shifted.push(0);
         shifted.extend_from_slice(&encode(100));
         let record = Record::read(&shifted[1..]).unwrap();
-        assert!(record.validate(&mut AlignedVec::new()).is_ok());
+        assert!(record.validate().is_ok());
     }
 
     #[test]
@@ -320,8 +315,7 @@ mod tests {
         for at in 0..bytes.len() {
             let mut broken = bytes.clone();
             broken[at] ^= 0x10;
-            let noticed =
-                Record::read(&broken).and_then(|record| record.validate(&mut AlignedVec::new())).is_err();
+            let noticed = Record::read(&broken).and_then(|record| record.validate()).is_err();
             assert!(noticed, "byte {at}");
         }
     }
@@ -333,8 +327,75 @@ mod tests {
         bytes[root + 24..root + 28].copy_from_slice(&i32::MAX.to_le_bytes());
         let sum = checksum(&bytes);
         bytes[CHECKSUM_AT..CHECKSUM_AT + 8].copy_from_slice(&sum.to_le_bytes());
-        let error = Record::read(&bytes).unwrap().validate(&mut AlignedVec::new()).unwrap_err();
+        let error = Record::read(&bytes).unwrap().validate().unwrap_err();
         assert!(matches!(error, RecordError::Archive(_)), "{error}");
+    }
+
+    /// Whether both readers agree about these bytes, which may be anything behind a record header, and accept them.
+    fn agree(record: &[u8]) -> bool {
+        let mut aligned = AlignedVec::<16>::with_capacity(record.len());
+        aligned.extend_from_slice(record);
+        let Ok(record) = Record::read(&aligned) else { return false };
+        match (archive::read(record.archive()), record.access()) {
+            (Ok((client, name, zone, payload)), Ok(archived)) => {
+                assert_eq!((client, name), (archived.client.to_native(), archived.name.as_str()));
+                assert_eq!((zone, payload), (archived.zone.as_str(), archived.payload.as_slice()));
+                true
+            }
+            (Err(_), Err(_)) => false,
+            (mine, theirs) => panic!("{mine:?}, rkyv: {:?} for {record:?}", theirs.is_ok()),
+        }
+    }
+
+    fn records() -> Vec<Vec<u8>> {
+        let texts = ["", "a", "seven77", "eight888", "nine99999", "名前空間です", "€", &"x".repeat(256)];
+        let mut encoder = Encoder::default();
+        let mut records = Vec::new();
+        for (index, name) in texts.iter().enumerate() {
+            let zone = texts[(index * 3 + 1) % (texts.len() - 1)];
+            for payload in [0, 1, 8, 13, 128] {
+                let instance = Instance {
+                    client: crate::id::mix64(payload as u64),
+                    name: (*name).into(),
+                    zone: zone.chars().take(20).collect(),
+                    payload: vec![payload as u8; payload],
+                };
+                records.push(encoder.encode(DatumKey(1), RegisterId(2), &instance).unwrap().to_vec());
+            }
+        }
+        records
+    }
+
+    #[test]
+    fn both_readers_agree_about_whatever_bytes_there_are() {
+        let (mut accepted, mut refused) = (0, 0);
+        for (salt, record) in records().into_iter().enumerate() {
+            assert!(agree(&record));
+            let from = record.len().saturating_sub(64).max(HEADER_BYTES);
+            for at in (from..record.len()).chain([6]) {
+                for draw in 0..if cfg!(miri) { 1 } else { 40u64 } {
+                    let mut broken = record.clone();
+                    let noise = crate::id::mix64(draw << 32 | (at as u64) << 8 | salt as u64);
+                    broken[at] = match draw % 3 {
+                        0 => noise as u8,
+                        1 => broken[at].wrapping_add((noise % 33) as u8).wrapping_sub(16),
+                        _ => broken[at] ^ (1 << (noise % 8)),
+                    };
+                    if agree(&broken) { accepted += 1 } else { refused += 1 }
+                }
+            }
+        }
+        assert!(cfg!(miri) || accepted > 1000 && refused > 1000, "{accepted} accepted, {refused} refused");
+    }
+
+    #[test]
+    fn overlaps_and_disorder_are_refused() {
+        let mut record = records().pop().unwrap();
+        let payload = record.len() - usize::from(record[6]) - 8;
+        // The payload, moved onto the name.
+        let onto = (HEADER_BYTES as i32 - payload as i32).to_le_bytes();
+        record[payload..payload + 4].copy_from_slice(&onto);
+        assert!(!agree(&record));
     }
 
     #[test]

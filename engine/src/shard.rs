@@ -6,8 +6,6 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use rkyv::util::AlignedVec;
-
 use crate::{
     batch::{Change, ChangeKind, Durability, Entry, entries},
     change_log::ChangeLogLimits,
@@ -20,6 +18,7 @@ use crate::{
     lease::Leases,
     limits::BATCH_CHANGES_MAX,
     slot::{Slot, SlotCounts},
+    slots::Slots,
 };
 
 /// What a shard is told at its start.
@@ -62,7 +61,7 @@ pub struct Acknowledgement {
 
 /// One diff for some readers. Written once, whoever gets it.
 pub struct Push<'a> {
-    /// Who gets it.
+    /// Who gets it, in rising order. Data ids that the same readers want have equal slices here.
     pub readers: &'a [ReaderId],
     /// The data id's slot.
     pub slot: SlotId,
@@ -105,6 +104,13 @@ struct Link {
     refused_names: BTreeSet<DatumKey>,
 }
 
+/// Bytes of a record for which memory is taken ahead.
+const RESERVE_RECORD_BYTES: usize = 256;
+/// What is taken ahead per slot is larger than its share by this part.
+const RESERVE_MARGIN: usize = 16;
+/// Bytes of a put as they usually are; a frame has about so many outcomes.
+const ENTRY_BYTES_USUAL: usize = 192;
+
 struct PendingAck {
     reader: ReaderId,
     sequence: u64,
@@ -144,12 +150,13 @@ pub struct ShardStats {
 pub struct Shard {
     config: ShardConfig,
     epoch: u32,
-    slots: BTreeMap<SlotId, Slot>,
+    slots: Slots,
     leases: Leases,
     sequences: BTreeMap<SessionId, u64>,
     links: BTreeMap<ReaderId, Link>,
     interests: Interests,
-    dirty: BTreeSet<SlotId>,
+    /// Every slot with an open batch, in no order, some twice.
+    dirty: Vec<SlotId>,
     acks: VecDeque<PendingAck>,
     sealed: VecDeque<Seal>,
     asked: BTreeMap<(ReaderId, SlotId, DatumKey), Revision>,
@@ -162,7 +169,6 @@ pub struct Shard {
     now: Nanos,
     compaction: Option<(SlotId, Compaction)>,
     compaction_next: SlotId,
-    scratch: AlignedVec,
     stats: ShardStats,
 }
 
@@ -174,8 +180,8 @@ impl Shard {
         let slots = (config.slots.clone())
             .map(SlotId)
             .filter(|slot| slot.shard(config.shards) == config.shard)
-            .map(|slot| (slot, Slot::open(slot, config.epoch, config.shards, config.seed, config.change_log)))
-            .collect();
+            .map(|slot| Slot::open(slot, config.epoch, config.shards, config.seed, config.change_log));
+        let slots = Slots::new(config.slot_count, slots);
         Self {
             epoch: config.epoch,
             leases: Leases::new(config.session_lease),
@@ -183,7 +189,7 @@ impl Shard {
             sequences: BTreeMap::new(),
             links: BTreeMap::new(),
             interests: Interests::default(),
-            dirty: BTreeSet::new(),
+            dirty: Vec::new(),
             acks: VecDeque::new(),
             sealed: VecDeque::new(),
             asked: BTreeMap::new(),
@@ -196,10 +202,18 @@ impl Shard {
             now: Nanos(0),
             compaction: None,
             compaction_next: SlotId(0),
-            scratch: AlignedVec::new(),
             stats: ShardStats::default(),
             config,
         }
+    }
+
+    /// Takes memory for `publishers` registrations ahead, spread evenly over the slots (see [`Slot::reserve`]).
+    pub fn reserve(&mut self, publishers: usize) {
+        let slots = self.slots.iter().count().max(1);
+        let each = publishers.div_ceil(slots);
+        // Data ids are spread by chance: some slots get more than their share.
+        let each = if publishers == 0 { 0 } else { each + each / RESERVE_MARGIN };
+        self.slots.iter_mut().for_each(|slot| slot.reserve(each, RESERVE_RECORD_BYTES));
     }
 
     /// The leader epoch of this shard's slots.
@@ -219,12 +233,12 @@ impl Shard {
 
     /// The slots held.
     pub fn slots(&self) -> impl Iterator<Item = &Slot> {
-        self.slots.values()
+        self.slots.iter()
     }
 
     /// Counts and bytes over all slots.
     pub fn counts(&self) -> SlotCounts {
-        self.slots.values().map(Slot::counts).fold(SlotCounts::default(), |mut sum, counts| {
+        self.slots.iter().map(Slot::counts).fold(SlotCounts::default(), |mut sum, counts| {
             sum.datums += counts.datums;
             sum.publishers += counts.publishers;
             sum.tombstones += counts.tombstones;
@@ -324,11 +338,12 @@ impl Shard {
             entry?;
         }
         *last = sequence;
-        let mut outcomes = Vec::new();
+        let mut outcomes = Vec::with_capacity(bytes.len() / ENTRY_BYTES_USUAL);
+        let mut refused_names = std::mem::take(&mut self.links.entry(reader).or_default().refused_names);
         for entry in entries(bytes) {
             let entry = entry?;
             let slot = entry.change.datum.slot(self.config.slot_count);
-            let outcome = self.admit(reader, session, slot, entry);
+            let outcome = self.admit(session, &mut refused_names, slot, entry);
             match outcome {
                 Ok(()) => self.stats.admitted += 1,
                 Err(_) => self.stats.refused += 1,
@@ -337,6 +352,7 @@ impl Shard {
                 outcomes.push(outcome.map(|()| slot));
             }
         }
+        self.links.entry(reader).or_default().refused_names = refused_names;
         self.acks.push_back(PendingAck { reader, sequence, outcomes });
         Ok(())
     }
@@ -346,7 +362,7 @@ impl Shard {
     pub fn handle_interest(&mut self, reader: ReaderId, id: &DataId, since: Revision) -> Result<(), Refusal> {
         let datum = id.key();
         let slot = datum.slot(self.config.slot_count);
-        let held = self.slots.get(&slot).ok_or(Refusal::SlotMoved)?;
+        let held = self.slots.get(slot).ok_or(Refusal::SlotMoved)?;
         if held.collides(datum, id.as_bytes()) {
             return Err(Refusal::KeyCollision);
         }
@@ -354,8 +370,7 @@ impl Shard {
             // The reader holds a list and asks for it once more, because it would read an absence differently by now. Its
             // answer has to be told apart from what it was told before.
             self.seal_slot(slot, self.now);
-            self.dirty.remove(&slot);
-            if let Some(slot) = self.slots.get_mut(&slot) {
+            if let Some(slot) = self.slots.get_mut(slot) {
                 slot.advance();
             }
         }
@@ -382,7 +397,7 @@ impl Shard {
         );
         let slots = &self.slots;
         self.interests.fall_behind(reader, |slot| {
-            marks.get(&slot).copied().or_else(|| slots.get(&slot).map(Slot::revision))
+            marks.get(&slot).copied().or_else(|| slots.get(slot).map(Slot::revision))
         });
     }
 
@@ -407,7 +422,7 @@ impl Shard {
         let per_slot: Vec<(SlotId, Digest)> = self
             .slots
             .iter()
-            .map(|(id, slot)| (*id, slot.session_digest(session)))
+            .map(|slot| (slot.id(), slot.session_digest(session)))
             .filter(|(_, digest)| !digest.is_empty())
             .collect();
         let mine = per_slot.iter().fold(Digest::default(), |sum, (_, digest)| Digest {
@@ -442,7 +457,7 @@ impl Shard {
         slot: SlotId,
     ) -> Result<BTreeMap<DatumKey, Digest>, LinkError> {
         let session = self.session_of(reader)?;
-        Ok(self.slots.get(&slot).map(|slot| slot.session_datum_digests(session)).unwrap_or_default())
+        Ok(self.slots.get(slot).map(|slot| slot.session_datum_digests(session)).unwrap_or_default())
     }
 
     /// The session tells every registration it holds of a data id; what else it is taken to own there goes. Travels in
@@ -455,7 +470,7 @@ impl Shard {
     ) -> Result<usize, LinkError> {
         let session = self.session_of(reader)?;
         let (slot_id, mark) = (datum.slot(self.config.slot_count), self.mark);
-        let Some(slot) = self.slots.get(&slot_id) else { return Ok(0) };
+        let Some(slot) = self.slots.get(slot_id) else { return Ok(0) };
         let surplus: Vec<(RegisterId, Version)> = slot
             .session_registers(session, datum)
             .filter(|(register, _)| !registers.contains(register))
@@ -471,12 +486,12 @@ impl Shard {
                 epoch: 0,
                 owner: session,
             };
-            if let Some(slot) = self.slots.get_mut(&slot_id) {
+            if let Some(slot) = self.slots.get_mut(slot_id) {
                 let _ = slot.admit_remove(&change, mark);
             }
         }
         if !surplus.is_empty() {
-            self.dirty.insert(slot_id);
+            self.dirty.push(slot_id);
         }
         Ok(surplus.len())
     }
@@ -497,12 +512,12 @@ impl Shard {
             .min()
             .unwrap_or(self.mark);
         let lowest = if self.settled { lowest } else { 0 };
-        for (id, slot) in &mut self.slots {
+        for slot in self.slots.iter_mut() {
             let room = BATCH_CHANGES_MAX.saturating_sub(slot.open_changes());
             let forgotten = slot.forget_tombstones(lowest, room);
             if forgotten > 0 {
                 self.stats.tombstones_dropped += forgotten as u64;
-                self.dirty.insert(*id);
+                self.dirty.push(slot.id());
             }
         }
         self.mark += 1;
@@ -514,9 +529,7 @@ impl Shard {
         self.now = now;
         self.end_some_registrations();
         let before = self.stats.batches;
-        for id in std::mem::take(&mut self.dirty) {
-            self.seal_slot(id, now);
-        }
+        self.seal_dirty(now);
         (self.stats.batches - before) as usize
     }
 
@@ -526,7 +539,7 @@ impl Shard {
         let outcomes = pending
             .outcomes
             .into_iter()
-            .map(|outcome| outcome.map(|slot| self.slots.get(&slot).map_or(Revision::ZERO, Slot::revision)))
+            .map(|outcome| outcome.map(|slot| self.slots.get(slot).map_or(Revision::ZERO, Slot::revision)))
             .collect();
         Some(Acknowledgement { reader: pending.reader, sequence: pending.sequence, outcomes })
     }
@@ -537,37 +550,45 @@ impl Shard {
         if !self.is_serving() {
             return;
         }
-        let mut in_step = Vec::new();
+        // Almost always every reader is in step, and there is nothing to pick.
+        let all_in_step =
+            self.catching_up.is_empty() && self.asked.is_empty() && self.interests.behind() == 0;
+        let mut picked = Vec::new();
         // What was sealed more than once in this turn is told once, from before the first time: every answer leads to the
         // present, and no two may lead there by different ways.
-        let mut slots = BTreeSet::new();
+        let mut sealed: Vec<SlotId> = self.sealed.iter().map(|seal| seal.slot).collect();
+        sealed.sort_unstable();
         let again: BTreeSet<SlotId> =
-            self.sealed.iter().map(|seal| seal.slot).filter(|slot| !slots.insert(*slot)).collect();
+            sealed.windows(2).filter(|pair| pair[0] == pair[1]).map(|pair| pair[0]).collect();
         let mut told = BTreeSet::new();
         while let Some(seal) = self.sealed.pop_front() {
-            let Some(slot) = self.slots.get(&seal.slot) else { continue };
+            let Some(slot) = self.slots.get(seal.slot) else { continue };
+            let is_again = again.contains(&seal.slot);
             for datum in seal.changed {
-                if again.contains(&seal.slot) && !told.insert(datum) {
+                if is_again && !told.insert(datum) {
                     continue;
                 }
-                in_step.clear();
-                in_step.extend(
-                    self.interests
-                        .readers(seal.slot, datum)
-                        .iter()
-                        .filter(|reader| self.interests.is_in_step(**reader))
-                        .filter(|reader| !self.catching_up.contains_key(&(**reader, seal.slot)))
-                        .filter(|reader| !self.asked.contains_key(&(**reader, seal.slot, datum))),
-                );
-                if !in_step.is_empty() {
+                let mut readers = self.interests.readers(seal.slot, datum);
+                if !all_in_step {
+                    picked.clear();
+                    picked.extend(
+                        readers
+                            .iter()
+                            .filter(|reader| self.interests.is_in_step(**reader))
+                            .filter(|reader| !self.catching_up.contains_key(&(**reader, seal.slot)))
+                            .filter(|reader| !self.asked.contains_key(&(**reader, seal.slot, datum))),
+                    );
+                    readers = &picked;
+                }
+                if !readers.is_empty() {
                     let answer = diff::collect(slot, datum, seal.previous);
                     count(&mut self.stats, &answer);
-                    deliver(Push { readers: &in_step, slot: seal.slot, datum, answer });
+                    deliver(Push { readers, slot: seal.slot, datum, answer });
                 }
             }
         }
         while let Some(((reader, slot_id), since)) = self.catching_up.pop_first() {
-            let Some(slot) = self.slots.get(&slot_id) else { continue };
+            let Some(slot) = self.slots.get(slot_id) else { continue };
             for datum in changed_since(slot, since, &self.interests, reader) {
                 if !self.asked.contains_key(&(reader, slot_id, datum)) {
                     let answer = diff::collect(slot, datum, since);
@@ -579,7 +600,7 @@ impl Shard {
         let (slots, stats) = (&self.slots, &mut self.stats);
         let answered = self.asked.extract_if(.., |(reader, ..), _| self.interests.is_in_step(*reader));
         for ((reader, slot_id, datum), since) in answered {
-            let Some(slot) = slots.get(&slot_id) else { continue };
+            let Some(slot) = slots.get(slot_id) else { continue };
             let answer = diff::collect(slot, datum, since);
             count(stats, &answer);
             deliver(Push { readers: &[reader], slot: slot_id, datum, answer });
@@ -588,67 +609,73 @@ impl Shard {
 
     fn admit(
         &mut self,
-        reader: ReaderId,
         session: SessionId,
+        refused_names: &mut BTreeSet<DatumKey>,
         slot_id: SlotId,
         entry: Entry<'_>,
     ) -> Result<(), Refusal> {
         let change = entry.change;
-        let (mark, now) = (self.mark, self.now);
-        self.seal_if_full(slot_id, now);
-        let slot = self.slots.get_mut(&slot_id).ok_or(Refusal::SlotMoved)?;
+        self.seal_if_full(slot_id, self.now);
+        let slot = self.slots.get_mut(slot_id).ok_or(Refusal::SlotMoved)?;
         if change.epoch != 0 && change.epoch != slot.revision().epoch() {
             return Err(Refusal::EpochMismatch);
         }
         if change.durability == Durability::Persistent {
             return Err(Refusal::PersistentUnavailable);
         }
-        let link = self.links.entry(reader).or_default();
+        let was_clean = slot.open_changes() == 0;
         let outcome = match change.kind {
             ChangeKind::Name => {
-                let id = entry.name().map(DataId::from_canonical);
-                match id {
-                    Some(Ok(id)) if id.key() == change.datum => match slot.admit_name(entry) {
-                        Ok(()) => {
-                            link.refused_names.remove(&change.datum);
-                            Ok(())
-                        }
-                        Err(refusal) => {
-                            link.refused_names.insert(change.datum);
-                            Err(refusal)
-                        }
-                    },
-                    _ => Err(Refusal::NameInvalid),
+                let key = DataId::key_of_canonical(entry.name().unwrap_or_default());
+                if key != Ok(change.datum) {
+                    return Err(Refusal::NameInvalid);
                 }
+                let outcome = slot.admit_name(entry);
+                if outcome.is_err() {
+                    refused_names.insert(change.datum);
+                } else if !refused_names.is_empty() {
+                    refused_names.remove(&change.datum);
+                }
+                outcome
             }
             _ if change.owner != session => Err(Refusal::NotOwner),
-            _ if link.refused_names.contains(&change.datum) => Err(Refusal::KeyCollision),
+            _ if refused_names.contains(&change.datum) => Err(Refusal::KeyCollision),
             ChangeKind::Put => {
                 let record = entry.record().ok_or(Refusal::RecordInvalid)?;
                 let client = if self.config.validate {
-                    record.validate(&mut self.scratch).map_err(|_| Refusal::RecordInvalid)?.0
+                    record.validate().map_err(|_| Refusal::RecordInvalid)?.0
                 } else {
                     record.client().ok_or(Refusal::RecordInvalid)?.0
                 };
                 slot.admit_put(entry, client)
             }
-            ChangeKind::Remove => slot.admit_remove(&change, mark),
+            ChangeKind::Remove => slot.admit_remove(&change, self.mark),
             ChangeKind::Touch | ChangeKind::Forget => Err(Refusal::RecordInvalid),
         };
-        if slot.open_changes() > 0 {
-            self.dirty.insert(slot_id);
+        if was_clean && slot.open_changes() > 0 {
+            self.dirty.push(slot_id);
         }
         outcome
     }
 
     fn seal_if_full(&mut self, id: SlotId, now: Nanos) {
-        if self.slots.get(&id).is_some_and(|slot| slot.open_changes() >= BATCH_CHANGES_MAX) {
+        if self.slots.get(id).is_some_and(|slot| slot.open_changes() >= BATCH_CHANGES_MAX) {
             self.seal_slot(id, now);
         }
     }
 
+    /// In the order of the slots' numbers, whatever the order in which they were written to.
+    fn seal_dirty(&mut self, now: Nanos) {
+        let mut dirty = std::mem::take(&mut self.dirty);
+        dirty.sort_unstable();
+        for id in dirty.drain(..) {
+            self.seal_slot(id, now);
+        }
+        self.dirty = dirty;
+    }
+
     fn seal_slot(&mut self, id: SlotId, now: Nanos) {
-        let Some(slot) = self.slots.get_mut(&id) else { return };
+        let Some(slot) = self.slots.get_mut(id) else { return };
         let Some(sealed) = slot.seal(now) else { return };
         slot.recycle(sealed.batch);
         self.stats.batches += 1;
@@ -665,29 +692,24 @@ impl Shard {
     fn raise_epoch(&mut self, epoch: u32) {
         self.epoch = epoch;
         self.seal_all();
-        self.slots.values_mut().for_each(|slot| slot.reopen(epoch));
+        self.slots.iter_mut().for_each(|slot| slot.reopen(epoch));
     }
 
     /// A session is complete here now, or is known to be gone: answers from now on carry a larger revision than those that
     /// were given before, so that what they lack can be told as a change.
     fn advance_all(&mut self) {
         self.seal_all();
-        self.slots.values_mut().for_each(Slot::advance);
+        self.slots.iter_mut().for_each(Slot::advance);
     }
 
     fn seal_all(&mut self) {
-        let now = self.now;
-        for id in std::mem::take(&mut self.dirty) {
-            self.seal_slot(id, now);
-        }
+        self.seal_dirty(self.now);
     }
 
     fn end_session(&mut self, session: SessionId) {
         self.confirmed_marks.remove(&session);
         self.sequences.remove(&session);
-        for id in self.slots.keys() {
-            self.ending.push_back((session, *id));
-        }
+        self.ending.extend(self.slots.iter().map(|slot| (session, slot.id())));
     }
 
     /// Removes registrations of ended sessions, some slots per turn.
@@ -697,11 +719,11 @@ impl Shard {
             let Some((session, id)) = self.ending.pop_front() else { break };
             let (mark, now) = (self.mark, self.now);
             self.seal_if_full(id, now);
-            let Some(slot) = self.slots.get_mut(&id) else { continue };
+            let Some(slot) = self.slots.get_mut(id) else { continue };
             let room = budget.min(BATCH_CHANGES_MAX.saturating_sub(slot.open_changes()));
             let removed = slot.remove_session(session, mark, room);
             if removed > 0 {
-                self.dirty.insert(id);
+                self.dirty.push(id);
             }
             if removed == room {
                 self.ending.push_front((session, id));
@@ -725,7 +747,7 @@ impl Shard {
                     None => return,
                 },
             };
-            let Some(slot) = self.slots.get_mut(&id) else { return };
+            let Some(slot) = self.slots.get_mut(id) else { return };
             let step = budget.min(64 * 1024);
             if !compaction.step(slot, step) {
                 self.compaction = Some((id, compaction));
@@ -736,10 +758,8 @@ impl Shard {
     }
 
     fn next_compaction(&mut self) -> Option<(SlotId, Compaction)> {
-        let from = self.compaction_next;
-        let ahead = self.slots.range(from..).chain(self.slots.range(..from));
-        let found =
-            ahead.filter_map(|(id, slot)| Some((*id, compact::choose(&slot.arena, UTILIZATION_MIN)?))).next();
+        let mut ahead = self.slots.iter_from(self.compaction_next);
+        let found = ahead.find_map(|slot| Some((slot.id(), compact::choose(&slot.arena, UTILIZATION_MIN)?)));
         self.compaction_next = found.map_or(SlotId(0), |(id, _)| id);
         found
     }

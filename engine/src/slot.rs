@@ -61,6 +61,8 @@ struct Touched {
     register: RegisterId,
     /// Content and owner before the change, if it was live.
     before: Option<(u64, SessionId)>,
+    /// Content and owner after it, likewise.
+    after: Option<(u64, SessionId)>,
 }
 
 struct Tombstone {
@@ -114,7 +116,8 @@ pub struct Slot {
     open: OpenBatch,
     touched: Vec<Touched>,
     digest: Digest,
-    session_digests: BTreeMap<SessionId, Digest>,
+    /// By session, in rising order.
+    session_digests: Vec<(SessionId, Digest)>,
     tombstones: VecDeque<Tombstone>,
     idle: VecDeque<u32>,
 }
@@ -142,10 +145,25 @@ impl Slot {
             open: OpenBatch::default(),
             touched: Vec::new(),
             digest: Digest::default(),
-            session_digests: BTreeMap::new(),
+            session_digests: Vec::new(),
             tombstones: VecDeque::new(),
             idle: VecDeque::new(),
         }
+    }
+
+    /// Takes memory for `publishers` registrations ahead, with records of `record_bytes` bytes each on the average, and
+    /// touches it, so that nobody waits for the system to find pages while registrations come in. It is no bound.
+    pub fn reserve(&mut self, publishers: usize, record_bytes: usize) {
+        self.arena.reserve(publishers * record_bytes);
+        self.log.reserve(publishers.min(self.log_limits.entries_max));
+        let held = self.publications.len();
+        self.publications.resize(held.max(publishers), Publication::vacant(RegisterId(0), NIL));
+        self.publications.truncate(held);
+        let (seed, publications) = (self.seed, &self.publications);
+        self.publication_index.reserve(publishers, |&index| {
+            let publication = &publications[index as usize];
+            mix64(publication.register.0 ^ mix64(u64::from(publication.datum) ^ seed))
+        });
     }
 
     /// The slot's number.
@@ -170,7 +188,8 @@ impl Slot {
 
     /// Digest over the live registrations that `session` owns.
     pub fn session_digest(&self, session: SessionId) -> Digest {
-        self.session_digests.get(&session).copied().unwrap_or_default()
+        let found = self.session_digests.binary_search_by_key(&session, |(session, _)| *session);
+        found.map_or_else(|_| Digest::default(), |at| self.session_digests[at].1)
     }
 
     /// Changes waiting to be sealed.
@@ -217,7 +236,8 @@ impl Slot {
         let (change, record) = (entry.change, entry.record().ok_or(Refusal::RecordInvalid)?);
         let datum = self.find_datum(change.datum).ok_or(Refusal::NameUnknown)?;
         let mut replaced_bytes = 0;
-        if let Some(index) = self.find_in(datum, change.register) {
+        let found = self.find_in(datum, change.register);
+        if let Some(index) = found {
             let known = self.publication(index).version();
             if matches!(self.publication(index).place, Place::Live(_)) {
                 let stored = self.record(index);
@@ -247,7 +267,7 @@ impl Slot {
             return Err(Refusal::DatumFull);
         }
         self.open.push(entry);
-        self.apply(entry, 0);
+        self.put_at(datum, found, &change, record);
         Ok(())
     }
 
@@ -451,8 +471,7 @@ impl Slot {
         if !matches!(self.publication(index).place, Place::Live(at) if at == from) {
             return false;
         }
-        let copy = self.arena.get(from).to_aligned();
-        let to = self.arena.append(Record::trusted(&copy));
+        let to = self.arena.append_copy(from);
         self.publications[index as usize].place = Place::Live(to);
         self.arena.release(from);
         true
@@ -486,7 +505,8 @@ impl Slot {
                 publication.owner = change.owner;
                 let datum = publication.datum;
                 self.enter_digest(index);
-                self.touched.push(Touched { datum, register: change.register, before });
+                let after = self.content_of(index);
+                self.touched.push(Touched { datum, register: change.register, before, after });
             }
             (ChangeKind::Remove, _) => self.apply_remove(change, mark),
             (ChangeKind::Forget, _) => {
@@ -510,8 +530,14 @@ impl Slot {
             debug_assert!(false, "a name precedes the first put");
             return;
         };
+        let found = self.find_in(datum, change.register);
+        self.put_at(datum, found, change, record);
+    }
+
+    /// Stores a record of `datum`, whose registration was `found` there or is new.
+    fn put_at(&mut self, datum: u32, found: Option<u32>, change: &Change, record: Record<'_>) {
         let to = self.arena.append(record);
-        let before = match self.find_in(datum, change.register) {
+        let (index, before) = match found {
             Some(index) => {
                 let before = self.content_of(index);
                 match self.publication(index).place {
@@ -525,28 +551,25 @@ impl Slot {
                         self.link(index, datum);
                     }
                 }
-                self.store(index, change, datum, to);
-                before
+                (index, before)
             }
             None => {
                 let index = self.occupy(change.register, datum);
                 self.link(index, datum);
-                self.store(index, change, datum, to);
-                None
+                (index, None)
             }
         };
-        self.datum_mut(datum).bytes += record.bytes().len();
-        self.touched.push(Touched { datum, register: change.register, before });
-    }
-
-    fn store(&mut self, index: u32, change: &Change, datum: u32, to: Location) {
         let publication = &mut self.publications[index as usize];
         publication.number = change.version.number;
         publication.attach = change.version.attach;
         publication.owner = change.owner;
         publication.datum = datum;
         publication.place = Place::Live(to);
-        self.enter_digest(index);
+        let checksum = record.checksum();
+        self.enter(change.owner, fingerprint(change.datum, change.register, change.version, checksum));
+        self.datum_mut(datum).bytes += record.bytes().len();
+        let after = Some((checksum, change.owner));
+        self.touched.push(Touched { datum, register: change.register, before, after });
     }
 
     fn apply_remove(&mut self, change: &Change, mark: u64) {
@@ -575,36 +598,33 @@ impl Slot {
             register: change.register,
             version: change.version,
         });
-        self.touched.push(Touched { datum, register: change.register, before });
+        self.touched.push(Touched { datum, register: change.register, before, after: None });
     }
 
     /// Moves what the sealed batch really changed into the log; returns the changed data ids. A new owner counts: sessions
     /// have to know whose word decides on a registration after a loss, though their clients see no change.
     fn log_touched(&mut self, revision: Revision, now: Nanos) -> Vec<DatumKey> {
         let mut touched = std::mem::take(&mut self.touched);
-        // Stable: the first of a registration's touches knows what was there before the batch.
+        // Stable: the first of a registration's touches knows what was there before the batch, the last what is there now.
         touched.sort_by_key(|touch| (touch.datum, touch.register));
         let mut changed = Vec::new();
-        let mut last: Option<(u32, RegisterId)> = None;
         let mut datum_before = (NIL, Revision::ZERO);
-        for touch in touched.drain(..) {
-            if last.replace((touch.datum, touch.register)) == Some((touch.datum, touch.register)) {
+        let same = |a: &Touched, b: &Touched| (a.datum, a.register) == (b.datum, b.register);
+        for touches in touched.chunk_by(same) {
+            let (first, last) = (&touches[0], &touches[touches.len() - 1]);
+            if first.before == last.after {
                 continue;
             }
-            let now_there =
-                self.find_in(touch.datum, touch.register).and_then(|index| self.content_of(index));
-            if now_there == touch.before {
-                continue;
+            if datum_before.0 != first.datum {
+                datum_before = (first.datum, self.datum(first.datum).last_change);
+                changed.push(self.datum(first.datum).key);
             }
-            if datum_before.0 != touch.datum {
-                datum_before = (touch.datum, self.datum(touch.datum).last_change);
-                changed.push(self.datum(touch.datum).key);
-            }
-            let before = self.datum(touch.datum).latest;
-            let position = self.log.push(revision, now, touch.datum, touch.register, before, datum_before.1);
-            let datum = self.datum_mut(touch.datum);
+            let before = self.datum(first.datum).latest;
+            let position = self.log.push(revision, now, first.datum, first.register, before, datum_before.1);
+            let datum = self.datum_mut(first.datum);
             (datum.latest, datum.last_change) = (Some(position), revision);
         }
+        touched.clear();
         self.touched = touched;
         changed
     }
@@ -624,18 +644,24 @@ impl Slot {
     }
 
     fn enter_digest(&mut self, index: u32) {
-        let (owner, print) = (self.publication(index).owner, self.fingerprint_of(index));
+        self.enter(self.publication(index).owner, self.fingerprint_of(index));
+    }
+
+    fn enter(&mut self, owner: SessionId, print: u64) {
         self.digest.add(print);
-        self.session_digests.entry(owner).or_default().add(print);
+        match self.session_digests.binary_search_by_key(&owner, |(session, _)| *session) {
+            Ok(at) => self.session_digests[at].1.add(print),
+            Err(at) => self.session_digests.insert(at, (owner, Digest { sum: print, count: 1 })),
+        }
     }
 
     fn leave_digest(&mut self, index: u32) {
         let (owner, print) = (self.publication(index).owner, self.fingerprint_of(index));
         self.digest.remove(print);
-        if let Some(digest) = self.session_digests.get_mut(&owner) {
-            digest.remove(print);
-            if digest.is_empty() {
-                self.session_digests.remove(&owner);
+        if let Ok(at) = self.session_digests.binary_search_by_key(&owner, |(session, _)| *session) {
+            self.session_digests[at].1.remove(print);
+            if self.session_digests[at].1.is_empty() {
+                self.session_digests.remove(at);
             }
         }
     }
@@ -750,16 +776,7 @@ impl Slot {
     }
 
     fn occupy(&mut self, register: RegisterId, datum: u32) -> u32 {
-        let fresh = Publication {
-            register,
-            number: 0,
-            owner: SessionId(0),
-            place: Place::Vacant,
-            attach: 0,
-            datum,
-            before: NIL,
-            after: NIL,
-        };
+        let fresh = Publication::vacant(register, datum);
         let index = if self.publications_vacant == NIL {
             self.publications.push(fresh);
             (self.publications.len() - 1) as u32
@@ -818,6 +835,19 @@ impl Slot {
 }
 
 impl Publication {
+    fn vacant(register: RegisterId, datum: u32) -> Self {
+        Self {
+            register,
+            number: 0,
+            owner: SessionId(0),
+            place: Place::Vacant,
+            attach: 0,
+            datum,
+            before: NIL,
+            after: NIL,
+        }
+    }
+
     fn version(&self) -> Version {
         Version { number: self.number, attach: self.attach }
     }

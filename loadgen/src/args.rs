@@ -7,6 +7,8 @@ use clap::{Args, Parser, Subcommand};
 use crate::{
     clock::SECOND,
     disturbance::Disturbance,
+    ingest::IngestSpec,
+    links::{LinksSpec, core::Plant},
     preset::{Preset, Wishes},
     replay::Replay,
     run::RunSpec,
@@ -37,6 +39,10 @@ pub enum Command {
     Replay(ReplayArgs),
     /// Measures what the bare sockets of this machine give, with no registry at all.
     Limit(LimitArgs),
+    /// Measures a data node by itself: links that want everything, and one that changes it.
+    Links(LinksArgs),
+    /// Registers publishers into one core of a data node as fast as it takes them, and reads them all back.
+    Ingest(IngestArgs),
     /// A role of the embedded cluster.
     #[command(hide = true)]
     Role {
@@ -47,6 +53,12 @@ pub enum Command {
     /// A worker of a run.
     #[command(hide = true)]
     Worker(ChildArgs),
+    /// The receiving process of `links`.
+    #[command(hide = true)]
+    LinksWorker(ChildArgs),
+    /// The registering process of `ingest`.
+    #[command(hide = true)]
+    IngestWorker(ChildArgs),
     /// The sending end of the bare measurement.
     #[command(hide = true)]
     LimitSender(ChildArgs),
@@ -257,6 +269,136 @@ pub struct LimitArgs {
     /// Write the results as JSON.
     #[arg(long, value_name = "PATH")]
     pub json: Option<PathBuf>,
+}
+
+/// Arguments of `links`.
+#[derive(Args, Debug)]
+pub struct LinksArgs {
+    /// Session links, each of which wants everything.
+    #[arg(long, default_value_t = 370, value_parser = clap::value_parser!(u32).range(1..=4_000))]
+    pub sessions: u32,
+    /// Planned changes per second.
+    #[arg(long, default_value_t = 13_500.0, value_parser = factor)]
+    pub changes_per_sec: f64,
+    /// Services (data ids).
+    #[arg(long, default_value_t = 2_000, value_parser = clap::value_parser!(u32).range(1..))]
+    pub services: u32,
+    /// Publishers over all services.
+    #[arg(long, default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(1..))]
+    pub publishers: u32,
+    /// Bytes of each payload.
+    #[arg(long, default_value_t = 128, value_parser = payload_bytes)]
+    pub payload_bytes: usize,
+    /// Length of the measuring window.
+    #[arg(long, value_name = "DURATION", default_value = "30s")]
+    pub duration: humantime::Duration,
+    /// Changes go on for this long before the window opens.
+    #[arg(long, value_name = "DURATION", default_value = "2s")]
+    pub warmup: humantime::Duration,
+    /// Longest wait for what is on its way at the end.
+    #[arg(long, value_name = "DURATION", default_value = "10s")]
+    pub drain: humantime::Duration,
+    /// Any setting of the data node, such as `data.link_buffer_max=1048576`; may be repeated.
+    #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Do not measure the bare limit of the machine after the run.
+    #[arg(long)]
+    pub no_limit: bool,
+    /// How long each of the two bare measurements takes.
+    #[arg(long, value_name = "DURATION", default_value = "10s")]
+    pub limit_duration: humantime::Duration,
+    /// Fixes everything drawn.
+    #[arg(long, default_value_t = 1)]
+    pub rng_seed: u64,
+    /// Write all results as JSON.
+    #[arg(long, value_name = "PATH")]
+    pub json: Option<PathBuf>,
+    /// Makes a fault at one link, to show that the verdict notices.
+    #[arg(long, value_enum, hide = true)]
+    pub plant: Option<Plant>,
+}
+
+/// Arguments of `ingest`.
+#[derive(Args, Debug)]
+pub struct IngestArgs {
+    /// Session links.
+    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=4_000))]
+    pub sessions: u32,
+    /// Registrations at most, over all links; rounded up to whole data ids.
+    #[arg(long, default_value_t = 4_000_000, value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
+    pub publishers: u64,
+    /// Registrations of each data id.
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=200))]
+    pub per_datum: u32,
+    /// Bytes of each payload.
+    #[arg(long, default_value_t = 128, value_parser = payload_bytes)]
+    pub payload_bytes: usize,
+    /// No more is sent after this long.
+    #[arg(long, value_name = "DURATION", default_value = "10s")]
+    pub duration: humantime::Duration,
+    /// Any setting of the data node, such as `data.validate_records=false`; may be repeated.
+    #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Do not measure the bare limit of the machine after the run.
+    #[arg(long)]
+    pub no_limit: bool,
+    /// How long each of the two bare measurements takes.
+    #[arg(long, value_name = "DURATION", default_value = "10s")]
+    pub limit_duration: humantime::Duration,
+    /// Write all results as JSON.
+    #[arg(long, value_name = "PATH")]
+    pub json: Option<PathBuf>,
+    /// Let the data node take its memory while it registers, not at its start.
+    #[arg(long)]
+    pub fresh_memory: bool,
+    /// Takes one registration for wrong, to show that the verdict notices.
+    #[arg(long, hide = true)]
+    pub plant: bool,
+}
+
+impl IngestArgs {
+    /// The run with these settings.
+    pub fn spec(&self) -> IngestSpec {
+        let reserve = (!self.fresh_memory).then(|| format!("data.reserve_publishers={}", self.publishers));
+        IngestSpec {
+            sessions: self.sessions,
+            publishers: self.publishers,
+            per_datum: self.per_datum,
+            payload_bytes: self.payload_bytes,
+            duration: self.duration.into(),
+            settings: reserve.into_iter().chain(self.set.iter().cloned()).collect(),
+            limit: (!self.no_limit).then(|| self.limit_duration.into()),
+            plant: self.plant,
+        }
+    }
+}
+
+impl LinksArgs {
+    /// The run with these settings.
+    pub fn spec(&self) -> LinksSpec {
+        let synthetic = Synthetic {
+            clients: self.sessions,
+            services: self.services,
+            subscriptions_per_client: self.services,
+            publishers: self.publishers,
+            changes_per_sec: self.changes_per_sec,
+            payload_bytes: self.payload_bytes,
+            warmup_ns: nanos(self.warmup),
+            window_ns: nanos(self.duration),
+            skew: None,
+            seed: self.rng_seed,
+            canaries: 1_000,
+            tag: 0,
+            notes: Vec::new(),
+        };
+        LinksSpec {
+            synthetic,
+            settings: self.set.clone(),
+            limit: (!self.no_limit).then(|| self.limit_duration.into()),
+            drain: self.drain.into(),
+            plant: self.plant,
+        }
+    }
 }
 
 fn payload_bytes(text: &str) -> Result<usize, String> {

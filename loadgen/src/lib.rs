@@ -49,6 +49,10 @@ pub mod incident;
 
 pub mod run;
 
+pub mod links;
+
+pub mod ingest;
+
 pub mod report;
 
 pub mod find_max;

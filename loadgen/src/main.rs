@@ -1,4 +1,4 @@
-//! The binary: `loadgen demo | run | replay | limit`, and the children it starts from itself.
+//! The binary: `loadgen demo | run | replay | limit | links | ingest`, and the children it starts from itself.
 
 use std::{
     fs,
@@ -10,15 +10,18 @@ use std::{
 use anyhow::{Context, Result};
 use clap::Parser;
 use loadgen::{
-    args::{ChildArgs, Cli, Command, LimitArgs, Output, RoleCommand, RunArgs, Setting},
+    args::{
+        ChildArgs, Cli, Command, IngestArgs, LimitArgs, LinksArgs, Output, RoleCommand, RunArgs, Setting,
+    },
     division::Division,
     find_max::{self, Step},
+    ingest,
     limit::{self, LimitSpec, ends},
-    process,
+    links, process,
     progress::Progress,
     report::{chart, delays, json, table, verdict::Verdict},
     roles,
-    run::{self, Outcome, RECV_BUFFERS},
+    run::{self, Outcome, RECV_BUFFER_BYTES, RECV_BUFFERS},
     source::Source,
     worker,
 };
@@ -36,6 +39,10 @@ fn main() -> ExitCode {
         Command::Run(args) => drive(&args.setting, &args.output, args.source()),
         Command::Replay(args) => drive(&args.setting, &args.output, args.source()),
         Command::Limit(args) => limit(&args),
+        Command::Links(args) => links(&args),
+        Command::Ingest(args) => ingest(&args),
+        Command::IngestWorker(args) => child(read(&args).and_then(|config| ingest::work(&config))),
+        Command::LinksWorker(args) => child(read(&args).and_then(|config| links::work(&config))),
         Command::Role { role: RoleCommand::Data(args) } => child(roles::data(&args.config)),
         Command::Role { role: RoleCommand::Session(args) } => child(roles::session(&args.config)),
         Command::Worker(args) => child(read(&args).and_then(|config| worker::run(&config))),
@@ -125,6 +132,31 @@ fn find_max(args: &RunArgs) -> Result<ExitCode> {
     Ok(if found.is_some() { ExitCode::SUCCESS } else { ExitCode::from(NOT_OK) })
 }
 
+fn links(args: &LinksArgs) -> Result<ExitCode> {
+    let progress = Progress::new();
+    let result = links::run(&args.spec(), &progress);
+    progress.finish();
+    let outcome = result?;
+    let verdict = Verdict::of(&outcome);
+    println!("{}", table::of_links(&outcome, &verdict));
+    if let Some(path) = &args.json {
+        write_json(path, &json::of_links(&outcome, &verdict))?;
+    }
+    Ok(if verdict.is_ok() { ExitCode::SUCCESS } else { ExitCode::from(NOT_OK) })
+}
+
+fn ingest(args: &IngestArgs) -> Result<ExitCode> {
+    let progress = Progress::new();
+    let result = ingest::run(&args.spec(), &progress);
+    progress.finish();
+    let outcome = result?;
+    println!("{}", table::of_ingest(&outcome));
+    if let Some(path) = &args.json {
+        write_json(path, &json::of_ingest(&outcome))?;
+    }
+    Ok(if outcome.reasons().is_empty() { ExitCode::SUCCESS } else { ExitCode::from(NOT_OK) })
+}
+
 fn write(output: &Output, outcome: &Outcome, verdict: &Verdict) -> Result<()> {
     if let Some(path) = &output.json {
         write_json(path, &json::of_run(outcome, verdict))?;
@@ -163,7 +195,8 @@ fn limit(args: &LimitArgs) -> Result<ExitCode> {
             frames_per_write,
             duration: args.duration.into(),
             recv_buffers: RECV_BUFFERS,
-            send_buffer: roles::client_send_buffer(&[])?,
+            recv_buffer_bytes: RECV_BUFFER_BYTES,
+            send_buffer: Some(roles::client_send_buffer(&[])?),
         };
         results.push(limit::measure(&spec, &division, folder.path(), &progress)?);
     }

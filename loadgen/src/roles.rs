@@ -19,6 +19,9 @@ use crate::{division::Division, process::Process};
 const READY_WITHIN: Duration = Duration::from_secs(20);
 const HTTP_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// The data node's counter of socket writes to sessions.
+const LINK_WRITES_METRIC: &str = "slotcast_data_socket_writes_total";
+
 /// What the embedded cluster is told.
 #[derive(Clone, Debug, Default)]
 pub struct ClusterSpec {
@@ -91,6 +94,33 @@ impl Metrics {
         });
         let values: Vec<f64> = lines.filter_map(|line| line.rsplit(' ').next()?.parse().ok()).collect();
         (!values.is_empty()).then(|| values.iter().sum())
+    }
+}
+
+/// A data node of our own without any session.
+pub struct DataNode {
+    /// The process.
+    pub process: Process,
+    /// Where links connect.
+    pub links: SocketAddr,
+    http: SocketAddr,
+}
+
+impl DataNode {
+    /// Starts a data node of one shard on `core` and waits until it takes links. Its configuration file goes to `folder`.
+    pub fn start(settings: &[String], core: usize, folder: &Path, limit: Duration) -> Result<Self> {
+        let mut config = Config::load(None, settings)?;
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        (config.nodes[0].addr, config.data.http, config.data.cpu) = (any, any, Some(core));
+        let (process, line) = start("data", &config, &[core], folder, limit)?;
+        let links = between(&line, "shards [", "]").context("no shards told")?.parse()?;
+        Ok(Self { process, links, http: address(&line, "http ")? })
+    }
+
+    /// Socket writes to links so far, if the data node tells.
+    pub fn socket_writes(&self) -> Option<u64> {
+        let metrics = Metrics { text: get(self.http, "/metrics").ok()?.1 };
+        metrics.sum(LINK_WRITES_METRIC, "").map(|writes| writes as u64)
     }
 }
 

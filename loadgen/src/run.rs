@@ -28,6 +28,8 @@ use crate::{
 
 /// Receive buffers of each worker's ring.
 pub const RECV_BUFFERS: u16 = 256;
+/// Bytes of each of them.
+pub const RECV_BUFFER_BYTES: u32 = 4096;
 /// Bytes of a diff frame before its record.
 const DIFF_OVERHEAD_BYTES: usize = 48;
 const POLL_EVERY: Duration = Duration::from_millis(20);
@@ -517,7 +519,8 @@ fn measure_limit(
                 frames_per_write,
                 duration,
                 recv_buffers: RECV_BUFFERS,
-                send_buffer: crate::roles::client_send_buffer(&spec.settings)?,
+                recv_buffer_bytes: RECV_BUFFER_BYTES,
+                send_buffer: Some(crate::roles::client_send_buffer(&spec.settings)?),
             };
             limit::measure(&spec, division, folder, progress)
         })
@@ -531,7 +534,7 @@ fn frame_bytes(workload: &Workload) -> Result<usize> {
 }
 
 /// What [`crate::samples::Counts::sustained_min`] would be if every push arrived the moment its change is intended.
-fn planned_min(workload: &Workload) -> f64 {
+pub fn planned_min(workload: &Workload) -> f64 {
     let window = workload.window();
     let mut counts = crate::samples::Counts::default();
     let seconds = ((window.end - window.start) / SECOND) as usize;

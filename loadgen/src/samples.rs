@@ -138,13 +138,7 @@ impl<'w> Samples<'w> {
     pub fn settle(&mut self, now: u64) {
         let mut waiting = std::mem::take(&mut self.waiting);
         for Applied { transition, is_snapshot, frames, bytes } in waiting.drain(..) {
-            match transition.covered {
-                Coverage::Nothing => {}
-                Coverage::One { intended, sent } => self.sample(intended, sent, now, frames),
-                Coverage::Many(covered) => {
-                    covered.iter().for_each(|&covered| self.resolve(covered, now, frames));
-                }
-            }
+            self.cover(&transition.covered, now, frames);
             if is_snapshot {
                 self.counts.snapshots += frames;
             } else if transition.in_window {
@@ -152,6 +146,24 @@ impl<'w> Samples<'w> {
             }
         }
         self.waiting = waiting;
+    }
+
+    /// A frame of `bytes` bytes that is no snapshot was applied, as of now.
+    pub fn arrived(&mut self, transition: &Transition, bytes: usize, now: u64) {
+        self.cover(&transition.covered, now, 1);
+        if transition.in_window {
+            self.count_pushes(now, 1, bytes as u64);
+        }
+    }
+
+    fn cover(&mut self, covered: &Coverage, now: u64, pairs: u64) {
+        match covered {
+            Coverage::Nothing => {}
+            &Coverage::One { intended, sent } => self.sample(intended, sent, now, pairs),
+            Coverage::Many(covered) => {
+                covered.iter().for_each(|&covered| self.resolve(covered, now, pairs));
+            }
+        }
     }
 
     /// Resolves `pairs` pairs of one change at `now`, or when its cancellation was acknowledged if that was before.

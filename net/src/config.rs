@@ -69,6 +69,9 @@ pub struct DataSection {
     pub validate_records: bool,
     /// Bytes of output of one link above which its reader keeps a revision only.
     pub link_buffer_max: usize,
+    /// Publishers for which memory is taken and touched at the start, about 400 bytes each, so that registrations never
+    /// wait for pages; more publishers are taken all the same.
+    pub reserve_publishers: usize,
     /// Arena bytes that compaction walks per tick (100 ms).
     pub compaction_budget: usize,
     /// The CPU of the first shard; not pinned if absent.
@@ -164,6 +167,7 @@ impl Default for DataSection {
             change_log_age: Duration::from_nanos(log.age_max),
             validate_records: true,
             link_buffer_max: limits.link_buffer_max,
+            reserve_publishers: 0,
             compaction_budget: 4 * 1024 * 1024,
             cpu: None,
         }
@@ -335,7 +339,8 @@ impl Config {
             compaction_budget: data.compaction_budget,
         };
         let limits = NodeLimits { link_buffer_max: data.link_buffer_max, ..NodeLimits::default() };
-        Ok(DataOptions { listen: node.addr, shard, limits, first_cpu: data.cpu })
+        let reserve_publishers = data.reserve_publishers;
+        Ok(DataOptions { listen: node.addr, shard, limits, reserve_publishers, first_cpu: data.cpu })
     }
 
     /// The options of this process as a session.

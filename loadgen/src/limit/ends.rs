@@ -28,7 +28,7 @@ pub struct SenderConfig {
     /// Bytes of one write.
     pub write_bytes: usize,
     /// `SO_SNDBUF`.
-    pub send_buffer: u32,
+    pub send_buffer: Option<u32>,
     /// The board.
     pub board: PathBuf,
 }
@@ -46,6 +46,8 @@ pub struct ReceiverConfig {
     pub targets: Vec<SocketAddr>,
     /// As a worker's.
     pub recv_buffers: u16,
+    /// As a worker's.
+    pub recv_buffer_bytes: u32,
     /// The board.
     pub board: PathBuf,
 }
@@ -55,7 +57,7 @@ pub fn send(config: &SenderConfig) -> Result<()> {
     let board = Board::open(&config.board).context("cannot open the board")?;
     let ring = RingConfig {
         sockets_max: config.connections as usize + 16,
-        send_buffer_bytes: Some(config.send_buffer),
+        send_buffer_bytes: config.send_buffer,
         ..RingConfig::default()
     };
     let mut sockets = RingSockets::new(ring)?;
@@ -93,7 +95,10 @@ pub fn send(config: &SenderConfig) -> Result<()> {
 /// Connects and reads until told to end.
 pub fn receive(config: &ReceiverConfig) -> Result<()> {
     let board = Board::open(&config.board).context("cannot open the board")?;
-    let mut sockets = RingSockets::new(ring_config(config.connections, config.recv_buffers))?;
+    let mut sockets = RingSockets::new(RingConfig {
+        recv_buffer_bytes: config.recv_buffer_bytes,
+        ..ring_config(config.connections, config.recv_buffers)
+    })?;
     let (mut asked, mut open, mut lost, mut bytes) = (0u32, 0u32, 0u32, 0u64);
     while board.phase() < Phase::Finish {
         let events = sockets.poll(&mut |event| match event {

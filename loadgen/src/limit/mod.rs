@@ -44,8 +44,10 @@ pub struct LimitSpec {
     pub duration: Duration,
     /// Socket settings of the receivers, as in a run.
     pub recv_buffers: u16,
-    /// `SO_SNDBUF` of the sender's sockets, as the session sets it.
-    pub send_buffer: u32,
+    /// Bytes of each.
+    pub recv_buffer_bytes: u32,
+    /// `SO_SNDBUF` of the sender's sockets, as the session sets it; none where the kernel chooses, as on links.
+    pub send_buffer: Option<u32>,
 }
 
 /// What was measured. With several senders each serves its share of the connections.
@@ -124,6 +126,7 @@ pub fn measure(
             connections: count,
             targets: targets.clone(),
             recv_buffers: spec.recv_buffers,
+            recv_buffer_bytes: spec.recv_buffer_bytes,
             board: path.clone(),
         };
         receivers.push(start("limit-receiver", &config, &division.workers[index..=index], &folder, bound)?);

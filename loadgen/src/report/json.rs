@@ -4,7 +4,8 @@ use serde_json::{Value, json};
 
 use crate::{
     find_max::{self, Step},
-    limit::{LimitResult, MERGED},
+    ingest::IngestOutcome,
+    limit::LimitResult,
     report::{machine, verdict::Verdict},
     run::{Outcome, PerRole},
     samples::Delays,
@@ -19,10 +20,81 @@ pub fn of_run(outcome: &Outcome, verdict: &Verdict) -> Value {
     all
 }
 
+/// Everything about a run of links against a data node.
+pub fn of_links(outcome: &Outcome, verdict: &Verdict) -> Value {
+    let mut all = of_run(outcome, verdict);
+    if let Value::Object(all) = &mut all {
+        all.insert("diffs_per_s".into(), json!(outcome.pushes_per_min() / 60.0));
+        all.insert("data_cpu_ns_per_diff".into(), json!(outcome.data_ns_per_push()));
+        all.insert("diffs_per_write".into(), json!(outcome.pushes_per_write()));
+    }
+    all
+}
+
+/// Everything about registrations into a data node. There are no changes and no pushes; delays are those of the
+/// acknowledgements.
+pub fn of_ingest(outcome: &IngestOutcome) -> Value {
+    let (found, reasons) = (&outcome.found, outcome.reasons());
+    let [p50, p90, p99, p999, max] = found.ack_ms;
+    let delays = json!({ "p50": p50, "p90": p90, "p99": p99, "p999": p999, "max": max });
+    let single = outcome.limit.iter().find(|result| result.frames_per_write == 1);
+    let merged = outcome.limit.iter().find(|result| result.frames_per_write > 1);
+    let mut all = json!({
+        "verdict": if reasons.is_empty() { "ok" } else { "failed" },
+        "clients": outcome.spec.sessions,
+        "connections": outcome.connections,
+        "changes": 0,
+        "change_deliveries": 0,
+        "pushes": 0,
+        "pushes_per_min": 0.0,
+        "sustained_min": 0.0,
+        "snapshots": found.datums,
+        "socket_writes": Value::Null,
+        "wire_bytes": found.write_bytes,
+        "missing": found.missing,
+        "extra": found.extra,
+        "stale": found.stale,
+        "resurrected": 0,
+        "partial": 0,
+        "latency_ms": delays,
+        "service_ms": delays,
+        "cpu_s": per_role(&outcome.cpu_s),
+        "rss_bytes": per_role(&outcome.rss_bytes),
+        "limit_sends_per_s": single.map(|result| result.sends_per_s),
+        "limit_merged_pushes_per_s": merged.map(|result| result.pushes_per_s),
+        "warmup_s": outcome.warmup_s,
+        "duration_s": found.register_s,
+        "command": machine::command(),
+        "commit": machine::commit(),
+        "machine": machine::machine(),
+    });
+    let more = json!({
+        "verdict_reasons": reasons,
+        "registrations": found.acknowledged,
+        "registrations_per_s": outcome.per_second(),
+        "registrations_exact": found.exact,
+        "data_cpu_ns_per_registration": outcome.data_ns(),
+        "entry_bytes": outcome.entry_bytes,
+        "write_frames": found.write_frames,
+        "read_back_s": found.read_s,
+        "refused": outcome.lost_refused.1,
+        "lost_connections": outcome.lost_refused.0,
+        "rss_bytes_before": outcome.rss_before,
+        "errors": found.errors,
+        "settings": outcome.spec.settings,
+        "limit": outcome.limit,
+    });
+    if let (Value::Object(all), Value::Object(more)) = (&mut all, more) {
+        all.extend(more);
+    }
+    all
+}
+
 /// The keys that readers rely on.
 fn agreed(outcome: &Outcome, verdict: &Verdict) -> Value {
     let (findings, counts) = (&outcome.findings, &outcome.measured.counts);
-    let limit = |frames: u32| outcome.limit.iter().find(|result| result.frames_per_write == frames);
+    let single = outcome.limit.iter().find(|result| result.frames_per_write == 1);
+    let merged = outcome.limit.iter().find(|result| result.frames_per_write > 1);
     json!({
         "verdict": verdict.word(),
         "clients": outcome.clients,
@@ -44,8 +116,8 @@ fn agreed(outcome: &Outcome, verdict: &Verdict) -> Value {
         "service_ms": delays(&outcome.measured.service),
         "cpu_s": per_role(&outcome.cpu_s),
         "rss_bytes": per_role(&outcome.rss_bytes),
-        "limit_sends_per_s": limit(1).map(|result| result.sends_per_s),
-        "limit_merged_pushes_per_s": limit(MERGED).map(|result| result.pushes_per_s),
+        "limit_sends_per_s": single.map(|result| result.sends_per_s),
+        "limit_merged_pushes_per_s": merged.map(|result| result.pushes_per_s),
         "warmup_s": outcome.warmup_s,
         "duration_s": outcome.duration_s(),
         "command": machine::command(),

@@ -4,16 +4,76 @@ use comfy_table::{CellAlignment, Table, presets::UTF8_FULL_CONDENSED};
 
 use crate::{
     find_max::{self, Step},
+    ingest::IngestOutcome,
     limit::LimitResult,
     report::verdict::Verdict,
     run::Outcome,
     samples::Delays,
 };
 
+/// Everything worth reading about a run of links against a data node.
+pub fn of_links(outcome: &Outcome, verdict: &Verdict) -> String {
+    let planned = outcome.deliveries_planned as f64 / outcome.window_s;
+    let mut rows = rows(outcome, verdict);
+    let of = |value: Option<f64>| value.map_or("-".into(), |value| format!("{value:.0}"));
+    rows.push(("diffs per second, received and checked / planned", {
+        format!("{} / {}", count((outcome.pushes_per_min() / 60.0) as u64), count(planned as u64))
+    }));
+    rows.push(("diffs per write / data CPU ns per diff", {
+        format!("{} / {}", of(outcome.pushes_per_write()), of(outcome.data_ns_per_push()))
+    }));
+    table(rows)
+}
+
+/// Everything worth reading about registrations into a data node.
+pub fn of_ingest(outcome: &IngestOutcome) -> String {
+    let (found, reasons) = (&outcome.found, outcome.reasons());
+    let [p50, _, p99, p999, max] = found.ack_ms;
+    let resident = outcome.rss_bytes.data.unwrap_or(0);
+    let mut rows = vec![
+        ("verdict", if reasons.is_empty() { "ok".to_owned() } else { "failed".to_owned() }),
+        ("links", format!("{} of {}", outcome.connections, outcome.spec.sessions)),
+        ("registrations taken", count(found.acknowledged)),
+        ("registrations per second", count(outcome.per_second() as u64)),
+        ("registering s / reading back s", format!("{:.2} / {:.2}", found.register_s, found.read_s)),
+        ("read back as they are, of so many data ids", {
+            format!("{} / {}", count(found.exact), count(found.datums))
+        }),
+        ("missing / extra / stale", format!("{} / {} / {}", found.missing, found.extra, found.stale)),
+        (
+            "acknowledged after ms p50 / p99 / p999 / max",
+            format!("{p50:.2} / {p99:.2} / {p999:.2} / {max:.2}"),
+        ),
+        ("bytes written / of one entry", {
+            format!("{} / {}", count(found.write_bytes), outcome.entry_bytes)
+        }),
+        ("CPU s data / loadgen", {
+            format!("{:.2} / {:.2}", outcome.cpu_s.data.unwrap_or(0.0), outcome.cpu_s.loadgen)
+        }),
+        ("data CPU ns per registration", format!("{:.0}", outcome.data_ns())),
+        ("data resident bytes per registration", (resident / found.acknowledged.max(1)).to_string()),
+        ("data resident MiB before / after", format!("{} / {}", outcome.rss_before >> 20, resident >> 20)),
+        ("cores data / loadgen", format!("{} / {}", outcome.cores.0, outcome.cores.1)),
+    ];
+    for result in &outcome.limit {
+        rows.push((
+            if result.frames_per_write == 1 { "bare limit, sends/s" } else { "bare limit merged, entries/s" },
+            count(if result.frames_per_write == 1 { result.sends_per_s } else { result.pushes_per_s } as u64),
+        ));
+    }
+    rows.extend(outcome.spec.settings.iter().map(|setting| ("data node set to", setting.clone())));
+    rows.extend(reasons.into_iter().map(|reason| ("not ok because", reason)));
+    table(rows)
+}
+
 /// Everything worth reading about a run.
 pub fn of_run(outcome: &Outcome, verdict: &Verdict) -> String {
+    table(rows(outcome, verdict))
+}
+
+fn rows(outcome: &Outcome, verdict: &Verdict) -> Vec<(&'static str, String)> {
     let (findings, counts) = (&outcome.findings, &outcome.measured.counts);
-    let mut rows: Vec<(&str, String)> = vec![
+    let mut rows: Vec<(&'static str, String)> = vec![
         ("verdict", verdict.word().into()),
         (
             "clients / connections",
@@ -78,7 +138,7 @@ pub fn of_run(outcome: &Outcome, verdict: &Verdict) -> String {
     rows.extend(told("finding", &findings.examples));
     rows.extend(told("error", &outcome.errors));
     rows.extend(told("not ok because", &verdict.reasons));
-    table(rows)
+    rows
 }
 
 /// What was done to the clients, and what the session says of it.

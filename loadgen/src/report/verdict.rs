@@ -121,6 +121,17 @@ impl Outcome {
         self.measured.counts.pushes as f64 * 60.0 / self.duration_s().max(1e-9)
     }
 
+    /// Processor time of the data node per push inside the window.
+    pub fn data_ns_per_push(&self) -> Option<f64> {
+        let pushes = self.measured.counts.pushes.max(1) as f64;
+        self.cpu_s.data.map(|seconds| seconds * 1e9 / pushes)
+    }
+
+    /// Pushes in one socket write, on the average.
+    pub fn pushes_per_write(&self) -> Option<f64> {
+        self.socket_writes.map(|writes| self.measured.counts.pushes as f64 / writes.max(1) as f64)
+    }
+
     /// Pushes per minute in the worst 5 s.
     pub fn sustained_min(&self) -> f64 {
         self.measured.counts.sustained_min(self.window_s as usize)

@@ -2,20 +2,22 @@
 //!
 //! ```text
 //! frame   | len u32 | type u8 = 9 | flags u8 | slot u16 | checksum u64 | body |
-//! body    | datum u64 | from u64 | to u64 | removes u32 | puts u32 | removed ids, padded to 16 | records |
+//! body    | datum u64 | from u64 | to u64 | removes u32 | puts u32 | removed ids, padded to 16 | owners, likewise | records |
 //! record  | len u32 | kind u8 = 1 | schema u8 = 1 | pad u8 | flags u8 | datum u64 | register u64 | checksum u64 | archive |
 //! ```
-//! Both checksums are the xxh3-64 of what is behind the header, seeded with the xxh3-64 of the header up to the checksum.
+//! Owners, 8 bytes per put, are there on links only. Both checksums are the xxh3-64 of what is behind the header, seeded with the xxh3-64 of the header up to the checksum.
 
 use std::fmt;
 
-use slotcast_engine::id::{DatumKey, RegisterId};
+use slotcast_engine::id::{DatumKey, RegisterId, SessionId};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 /// The type byte of a diff frame.
 pub const DIFF: u8 = 9;
 /// The flag of a snapshot.
 pub const SNAPSHOT: u8 = 1;
+/// The flag of told owners.
+pub const OWNERS: u8 = 2;
 const FRAME_HEADER_BYTES: usize = 16;
 const FRAME_CHECKSUM_AT: usize = 8;
 const BODY_FIXED_BYTES: usize = 32;
@@ -29,8 +31,10 @@ pub enum Fault {
     Length,
     /// The frame's checksum does not fit.
     FrameChecksum,
-    /// A flag that diffs to clients do not have.
+    /// A flag that diffs to such a reader do not have.
     Flags,
+    /// On a link: an owner that nobody registered under.
+    Owner,
     /// It goes back in itself.
     Backwards,
     /// A record's checksum does not fit.
@@ -55,6 +59,7 @@ impl fmt::Display for Fault {
             Fault::Length => "lengths and counts disagree",
             Fault::FrameChecksum => "frame checksum mismatch",
             Fault::Flags => "unexpected flags",
+            Fault::Owner => "a registration of an unknown owner",
             Fault::Backwards => "goes back in itself",
             Fault::RecordChecksum => "record checksum mismatch",
             Fault::ForeignRecord => "record of another data id",
@@ -103,6 +108,15 @@ pub struct DiffFrame<'a> {
 impl<'a> DiffFrame<'a> {
     /// Takes a whole frame of type [`DIFF`] apart and checks everything that it says about itself.
     pub fn read(frame: &'a [u8]) -> Result<Self, Fault> {
+        Self::read_as(frame, None)
+    }
+
+    /// The same for a frame of a link, where every put has to be owned by `owner`.
+    pub fn read_on_link(frame: &'a [u8], owner: SessionId) -> Result<Self, Fault> {
+        Self::read_as(frame, Some(owner))
+    }
+
+    fn read_as(frame: &'a [u8], owner: Option<SessionId>) -> Result<Self, Fault> {
         let (header, body) = frame.split_at_checked(FRAME_HEADER_BYTES).ok_or(Fault::Length)?;
         if u32_at(header, 0) as usize != frame.len() {
             return Err(Fault::Length);
@@ -110,7 +124,7 @@ impl<'a> DiffFrame<'a> {
         if checksum(frame, FRAME_CHECKSUM_AT, FRAME_HEADER_BYTES) != u64_at(header, FRAME_CHECKSUM_AT) {
             return Err(Fault::FrameChecksum);
         }
-        if header[5] & !SNAPSHOT != 0 {
+        if header[5] & !SNAPSHOT != if owner.is_some() { OWNERS } else { 0 } {
             return Err(Fault::Flags);
         }
         let (fixed, rest) = body.split_at_checked(BODY_FIXED_BYTES).ok_or(Fault::Length)?;
@@ -120,11 +134,20 @@ impl<'a> DiffFrame<'a> {
         }
         let datum = DatumKey(u64_at(fixed, 0));
         let removes = u32_at(fixed, 24) as usize;
-        let (column, records) =
+        let (column, mut records) =
             rest.split_at_checked((removes * 8).next_multiple_of(16)).ok_or(Fault::Length)?;
         let removes = (0..removes).map(|index| RegisterId(u64_at(column, index * 8))).collect();
+        let count = u32_at(fixed, 28) as usize;
+        if let Some(owner) = owner {
+            let (owners, rest) =
+                records.split_at_checked((count * 8).next_multiple_of(16)).ok_or(Fault::Length)?;
+            if (0..count).any(|index| u64_at(owners, index * 8) != owner.0) {
+                return Err(Fault::Owner);
+            }
+            records = rest;
+        }
         let puts = read_puts(records, datum)?;
-        if puts.len() != u32_at(fixed, 28) as usize {
+        if puts.len() != count {
             return Err(Fault::Length);
         }
         let diff = Self { datum, from, to, is_snapshot: header[5] & SNAPSHOT != 0, removes, puts };

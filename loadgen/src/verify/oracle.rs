@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use hashbrown::{HashMap, hash_map::Entry};
 use slotcast_engine::{
     diff::list_fingerprint,
+    id::SessionId,
     record::{Encoder, Record},
 };
 use xxhash_rust::xxh3::xxh3_64;
@@ -73,8 +74,8 @@ struct Known {
 }
 
 impl Known {
-    fn read(frame: &[u8], workload: &Workload) -> Self {
-        let diff = DiffFrame::read(frame).and_then(|diff| {
+    fn read(frame: &[u8], owner: Option<SessionId>, workload: &Workload) -> Self {
+        let diff = read(frame, owner).and_then(|diff| {
             let service = workload.service_of_key(diff.datum).ok_or(Fault::NotSubscribed)?;
             let DiffFrame { from, to, is_snapshot, .. } = diff;
             Ok(Outline { service, from, to, is_snapshot, is_empty: diff.is_empty() })
@@ -128,6 +129,8 @@ pub struct Oracle<'w> {
     digests: HashMap<u32, u64>,
     /// Address and key of frames about to be taken.
     expected: VecDeque<(usize, Key)>,
+    /// On links: who owns every registration.
+    owner: Option<SessionId>,
 }
 
 impl<'w> Oracle<'w> {
@@ -145,7 +148,22 @@ impl<'w> Oracle<'w> {
             old: HashMap::new(),
             digests: HashMap::new(),
             expected: VecDeque::new(),
+            owner: None,
         }
+    }
+
+    /// An oracle for the readers of links between data nodes and sessions, where `owner` owns every registration. They
+    /// get what a diff brings a second time where that is told once more, and it changes nothing.
+    pub fn on_links(workload: &'w Workload, board: &'w Board, owner: SessionId) -> Self {
+        Self { owner: Some(owner), ..Self::new(workload, board) }
+    }
+
+    /// `times` more readers have gone the way of `transition` with the same frame.
+    pub fn repeat(&mut self, transition: &Transition, times: u32) {
+        self.observations[transition.observation as usize].count += times;
+        self.findings.resurrected += u64::from(transition.resurrected) * u64::from(times);
+        self.findings.foreign += u64::from(transition.foreign) * u64::from(times);
+        self.states.pass(transition.from, transition.to, times);
     }
 
     /// What a new subscription to `service` holds.
@@ -205,23 +223,26 @@ impl<'w> Oracle<'w> {
         }
         let known = match self.young.entry(key) {
             Entry::Occupied(entry) => entry.into_mut(),
-            Entry::Vacant(entry) => {
-                entry.insert(self.old.remove(&key).unwrap_or_else(|| Known::read(frame, self.workload)))
-            }
+            Entry::Vacant(entry) => entry.insert(
+                self.old.remove(&key).unwrap_or_else(|| Known::read(frame, self.owner, self.workload)),
+            ),
         };
         let outline = match &known.diff {
             Ok(outline) => *outline,
             Err(fault) => return Taken::Refused(*fault),
         };
         let Some(held) = find(outline.service) else { return Taken::Refused(Fault::NotSubscribed) };
-        if let Some(refusal) = refusal(&outline, held) {
+        if let Some(refusal) = refusal(&outline, held).filter(|&fault| {
+            // On links it is legal, and what it does to the list is compared as ever.
+            self.owner.is_none() || fault != Fault::Duplicate
+        }) {
             return Taken::Refused(refusal);
         }
         if outline.is_empty && held.revision == outline.to {
             return Taken::Confirmed;
         }
         if !known.recall(held.state) {
-            let Ok(diff) = DiffFrame::read(frame) else { return Taken::Refused(Fault::FrameChecksum) };
+            let Ok(diff) = read(frame, self.owner) else { return Taken::Refused(Fault::FrameChecksum) };
             let mut transition = self.applier.apply(&mut self.states, held.state, &diff);
             transition.observation = self.observations.len() as u32;
             self.observations.push(Observation { state: transition.to, count: 0, revision: outline.to });
@@ -240,6 +261,10 @@ impl<'w> Oracle<'w> {
         held.revision = outline.to;
         Taken::Applied { transition, is_snapshot: outline.is_snapshot, is_first }
     }
+}
+
+fn read(frame: &[u8], owner: Option<SessionId>) -> Result<DiffFrame<'_>, Fault> {
+    owner.map_or_else(|| DiffFrame::read(frame), |owner| DiffFrame::read_on_link(frame, owner))
 }
 
 /// Why a client in this state would refuse the frame.

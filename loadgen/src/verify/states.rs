@@ -148,8 +148,18 @@ impl States {
 
     /// One subscriber less holds `state`.
     pub fn release(&mut self, state: u32) {
+        self.release_all(state, 1);
+    }
+
+    /// `times` subscribers go over from one state to another.
+    pub fn pass(&mut self, from: u32, to: u32, times: u32) {
+        self.holders[to as usize] += times;
+        self.release_all(from, times);
+    }
+
+    fn release_all(&mut self, state: u32, times: u32) {
         let holders = &mut self.holders[state as usize];
-        *holders -= 1;
+        *holders -= times;
         if *holders == 0 {
             let entry = &mut self.states[state as usize];
             if !entry.keeps_list {

@@ -82,7 +82,14 @@ pub struct Remarks {
 
 /// The ring settings of everything that receives.
 pub fn ring_config(clients: u32, recv_buffers: u16) -> RingConfig {
-    RingConfig { sockets_max: clients.max(1) as usize, recv_buffers, gather: GATHER, ..RingConfig::default() }
+    let recv_buffer_bytes = crate::run::RECV_BUFFER_BYTES;
+    RingConfig {
+        sockets_max: clients.max(1) as usize,
+        recv_buffers,
+        recv_buffer_bytes,
+        gather: GATHER,
+        ..RingConfig::default()
+    }
 }
 
 /// Runs a worker to its end.
@@ -133,6 +140,7 @@ fn stalled_beside(output: &Path) -> PathBuf {
     output.with_file_name(format!("{name}-stalled.json"))
 }
 
-fn remarks_beside(output: &Path) -> PathBuf {
+/// Where the remarks to measurements at `output` lie.
+pub fn remarks_beside(output: &Path) -> PathBuf {
     output.with_extension("remarks")
 }

@@ -27,6 +27,7 @@ pub struct DataMetrics {
     pub refused: Family<Reason, Counter>,
     pub diffs_sent: Counter,
     pub bytes_sent: Counter,
+    pub socket_writes: Counter,
     pub digest_mismatches: Counter,
     pub repaired: Counter,
     pub apply_delay: Histogram,
@@ -63,6 +64,7 @@ impl DataMetrics {
             refused: Family::default(),
             diffs_sent: Counter::default(),
             bytes_sent: Counter::default(),
+            socket_writes: Counter::default(),
             digest_mismatches: Counter::default(),
             repaired: Counter::default(),
             apply_delay: Histogram::new(exponential_buckets(50e-6, 2.0, 18)),
@@ -105,6 +107,11 @@ impl DataMetrics {
             "data_diffs_sent",
             "Diffs and snapshots sent, one per link and data id",
             metrics.diffs_sent.clone(),
+        );
+        registry.register(
+            "data_socket_writes",
+            "Writes to the sockets of sessions",
+            metrics.socket_writes.clone(),
         );
         registry.register("data_sent_bytes", "Bytes sent to sessions", metrics.bytes_sent.clone());
         registry.register(

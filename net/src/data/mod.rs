@@ -2,6 +2,8 @@
 
 pub mod metrics;
 
+mod outbox;
+
 pub mod node;
 
 pub mod server;

@@ -13,9 +13,12 @@ use slotcast_engine::{
 };
 
 use crate::{
-    data::metrics::DataMetrics,
+    data::{
+        metrics::DataMetrics,
+        outbox::{Outbox, Run},
+    },
     io::{
-        ring::{ConnId, Event, SendOutcome, SharedFrame, Sockets},
+        ring::{ConnId, Event, SendOutcome, Sockets},
         role::Role,
     },
     wire::{
@@ -27,8 +30,6 @@ use crate::{
 
 /// Longest time between two ticks of the shard.
 const TICK: u64 = Nanos::SECOND / 10;
-/// Above this many bytes a link's buffer is handed over instead of copied.
-const SHARE_BYTES: usize = 256 * 1024;
 
 /// Bounds of one shard's links.
 #[derive(Debug, Clone, Copy)]
@@ -48,7 +49,7 @@ impl Default for NodeLimits {
 struct Link {
     conn: ConnId,
     decoder: Decoder,
-    out: Vec<u8>,
+    out: Outbox,
     session: Option<SessionId>,
     blocked: bool,
     closing: Option<ErrorCode>,
@@ -64,6 +65,7 @@ pub struct Node {
     links: Vec<Option<Link>>,
     link_count: usize,
     dirty: Vec<u32>,
+    run_of_diffs: Run,
     wrote_at: Option<Nanos>,
     next_tick: Nanos,
     metrics: DataMetrics,
@@ -81,10 +83,18 @@ impl Node {
             links: Vec::new(),
             link_count: 0,
             dirty: Vec::new(),
+            run_of_diffs: Run::default(),
             wrote_at: None,
             next_tick: Nanos(0),
             metrics,
             draining: false,
+        }
+    }
+
+    /// Takes memory for `publishers` registrations ahead.
+    pub fn reserve(&mut self, publishers: usize) {
+        if publishers > 0 {
+            self.shard.reserve(publishers);
         }
     }
 
@@ -106,7 +116,7 @@ impl Node {
         let mut link = Link {
             conn,
             decoder: Decoder::default(),
-            out: Vec::new(),
+            out: Outbox::default(),
             session: None,
             blocked: false,
             closing: None,
@@ -265,7 +275,7 @@ impl Node {
 
     fn answer(&mut self, index: usize, message: &Message<'_>) {
         if let Some(link) = self.links[index].as_mut() {
-            message.write(&mut link.out);
+            message.write(link.out.own());
         }
         self.mark_dirty(index as u32);
     }
@@ -291,27 +301,33 @@ impl Node {
             }
             self.metrics.writes.inc_by(ack.outcomes.len() as u64);
             if let Some(Some(link)) = self.links.get_mut(ack.reader.0 as usize) {
-                write_ack(&mut link.out, ack.sequence, &ack.outcomes);
+                write_ack(link.out.own(), ack.sequence, &ack.outcomes);
             }
             self.mark_dirty(ack.reader.0);
         }
-        let (links, metrics, dirty) = (&mut self.links, &self.metrics, &mut self.dirty);
-        let mut frame = Vec::new();
-        let mut diffs = 0;
-        self.shard.poll_push(|push| {
-            frame.clear();
-            write_diff(&mut frame, push.slot, |body| push.answer.write(push.datum, body));
-            diffs += 1;
-            for reader in push.readers {
-                let Some(Some(link)) = links.get_mut(reader.0 as usize) else { continue };
-                link.out.extend_from_slice(&frame);
-                metrics.diffs_sent.inc();
+        let Self { links, dirty, run_of_diffs: run, .. } = self;
+        let (mut diffs, mut sent) = (0u64, 0);
+        let mut deliver = |run: &mut Run| {
+            run.deliver(|reader, bytes| {
+                let Some(Some(link)) = links.get_mut(reader.0 as usize) else { return };
+                link.out.push(&bytes);
+                sent += bytes.diffs;
                 if !link.is_dirty {
                     link.is_dirty = true;
                     dirty.push(reader.0);
                 }
+            });
+        };
+        self.shard.poll_push(|push| {
+            if !run.takes(push.readers) {
+                deliver(run);
+                run.start(push.readers);
             }
+            write_diff(run.next(), push.slot, |body| push.answer.write(push.datum, body));
+            diffs += 1;
         });
+        deliver(run);
+        self.metrics.diffs_sent.inc_by(sent);
         if let Some(wrote_at) = self.wrote_at.take()
             && diffs > 0
         {
@@ -324,19 +340,14 @@ impl Node {
             let Some(Some(link)) = self.links.get_mut(index as usize) else { continue };
             link.is_dirty = false;
             if !link.out.is_empty() {
-                let outcome = if link.out.len() >= SHARE_BYTES {
-                    sockets.send_shared(link.conn, &SharedFrame::from(link.out.as_slice()))
-                } else {
-                    sockets.send(link.conn, &[&link.out])
-                };
-                match outcome {
-                    SendOutcome::Queued => {
-                        self.metrics.bytes_sent.inc_by(link.out.len() as u64);
-                        link.out.clear();
-                        link.out.shrink_to(SHARE_BYTES);
+                let (outcome, bytes) = link.out.send(link.conn, sockets);
+                if outcome == SendOutcome::Queued {
+                    self.metrics.socket_writes.inc();
+                    self.metrics.bytes_sent.inc_by(bytes as u64);
+                    if !link.out.is_empty() {
+                        link.is_dirty = true;
+                        self.dirty.push(index);
                     }
-                    SendOutcome::Gone => link.out.clear(),
-                    SendOutcome::Busy => {}
                 }
             }
             let reader = ReaderId(index);
@@ -433,6 +444,6 @@ impl LinkFault {
 }
 
 fn refuse(link: &mut Link, code: ErrorCode, text: &str, retry_after_ms: u32) {
-    Message::Error { code: code as u16, retry_after_ms, text }.write(&mut link.out);
+    Message::Error { code: code as u16, retry_after_ms, text }.write(link.out.own());
     link.closing = Some(code);
 }

@@ -27,6 +27,8 @@ pub struct DataOptions {
     pub shard: ShardConfig,
     /// Bounds of the links.
     pub limits: NodeLimits,
+    /// Registrations of all shards together for which memory is taken at the start.
+    pub reserve_publishers: usize,
     /// The CPU of the first shard; the others follow.
     pub first_cpu: Option<usize>,
 }
@@ -82,7 +84,12 @@ impl DataServer {
             ring,
             listener: Some(listener),
         };
-        self.pumps.push(Pump::start(pump, move || Node::new(config, limits, run, metrics))?);
+        let reserve = options.reserve_publishers.div_ceil(options.shard.shards as usize);
+        self.pumps.push(Pump::start(pump, move || {
+            let mut node = Node::new(config, limits, run, metrics);
+            node.reserve(reserve);
+            node
+        })?);
         Ok(())
     }
 

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use rkyv::util::AlignedVec;
 use slotcast_engine::{
     batch::{ChangeKind, Durability, Entry},
     digest::{self, Digest},
@@ -314,7 +313,7 @@ impl Session {
 /// The session's front door: checksum, archive and names of a record. Returns the client that it names.
 fn validate(entry: Entry<'_>) -> Result<ClientId, Refusal> {
     let record = entry.record().ok_or(Refusal::RecordInvalid)?;
-    record.validate(&mut AlignedVec::new()).map_err(|error| match error {
+    record.validate().map_err(|error| match error {
         RecordError::PayloadTooLarge(_) => Refusal::PayloadTooLarge,
         RecordError::Name(_) => Refusal::NameInvalid,
         _ => Refusal::RecordInvalid,
