@@ -35,13 +35,17 @@ pub enum ErrorCode {
     Configuration = 7,
     /// The session incarnation, or its write sequence, is refused.
     SessionRefused = 8,
-    /// The same client id came over a newer connection.
+    /// The same client id, or session incarnation, came over a newer connection.
     Replaced = 9,
+    /// The lease of the session incarnation has ended: it is refused for ever, and its process has to come back as another.
+    SessionEnded = 10,
+    /// The peer connected and did not introduce itself in time.
+    HelloTimeout = 11,
 }
 
 impl ErrorCode {
     /// All codes.
-    pub const ALL: [ErrorCode; 9] = [
+    pub const ALL: [ErrorCode; 11] = [
         ErrorCode::ProtocolVersion,
         ErrorCode::Frame,
         ErrorCode::Unexpected,
@@ -51,6 +55,8 @@ impl ErrorCode {
         ErrorCode::Configuration,
         ErrorCode::SessionRefused,
         ErrorCode::Replaced,
+        ErrorCode::SessionEnded,
+        ErrorCode::HelloTimeout,
     ];
 
     /// The code behind a number.
@@ -70,6 +76,8 @@ impl ErrorCode {
             ErrorCode::Configuration => "configuration",
             ErrorCode::SessionRefused => "session_refused",
             ErrorCode::Replaced => "replaced",
+            ErrorCode::SessionEnded => "session_ended",
+            ErrorCode::HelloTimeout => "hello_timeout",
         }
     }
 }
