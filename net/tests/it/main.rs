@@ -13,4 +13,6 @@ mod bad_input;
 
 mod configuration;
 
+mod session_protocol;
+
 mod sim;
