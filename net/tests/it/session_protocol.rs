@@ -1,7 +1,12 @@
 //! docs/session-protocol.md against the code: its exchange is what a data node really says, byte by byte, and formats.md
 //! lists every error that is told.
 
-use std::{io, net::IpAddr, net::SocketAddr, path::Path, time::Duration};
+use std::{
+    io::{self, Read, Write},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream},
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use prometheus_client::registry::Registry;
 use slotcast_engine::{
@@ -13,16 +18,21 @@ use slotcast_engine::{
     shard::ShardConfig,
 };
 use slotcast_net::{
+    config::Config,
     data::{
         metrics::DataMetrics,
         node::{Node, NodeLimits},
     },
     io::{
-        ring::{ConnId, Event, SendOutcome, SharedFrame, Sockets},
+        ring::{CloseReason, ConnId, Event, SendOutcome, SharedFrame, Sockets},
         role::Role,
     },
+    process::SessionProcess,
+    session::config::Routes,
     wire::{ErrorCode, Frame, Message, header::FRAME_BYTES_MAX, header::PROTOCOL, message::SubscribeItem},
 };
+
+use crate::{cluster::PATIENCE, raw::Raw};
 
 const SESSION: SessionId = SessionId(0x51);
 const REGISTER: RegisterId = RegisterId(0x1122_3344_5566_7788);
@@ -231,4 +241,59 @@ fn every_error_code_is_on_the_pages() {
         assert!(formats.contains(&format!("| {} | `{}` |", code as u16, code.label())), "{code:?}");
         assert!(protocol.contains(&format!("`{}`", code.label())), "{code:?}");
     }
+}
+
+/// A client claims a list of a history that is gone, and the data node reads every frame in a turn of its own: the session
+/// still takes the answer for one, and asks for a larger epoch.
+#[test]
+fn a_claim_beyond_the_history_is_settled_however_the_node_reads() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let settings = ["session.listen=127.0.0.1:0", "session.http=127.0.0.1:0", "session.clients_max=10"];
+    let config = Config::load(None, &settings.map(String::from)).unwrap();
+    let routes = Routes::to_node(1024, vec![listener.local_addr().unwrap()]);
+    let session = SessionProcess::start(&config, Some(routes)).unwrap();
+    let mut client = Raw::connect(session.server.addr, 7);
+    let claimed = Revision::open(9).next();
+    let id = DataId::new("public", "default", "checkout").unwrap();
+    client.send(&Message::Subscribe(vec![SubscribeItem { id, since: claimed, digest: 1 }]));
+    let (mut node, begin) = (node(), Instant::now());
+    for link in 0..2u64 {
+        let conn = ConnId::from_parts(0, link + 1);
+        let (mut stream, _) = listener.accept().unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        node.handle(Event::Accepted { conn, listener: 0 }, NOW);
+        let mut first = true;
+        while let Some(frame) = read_frame(&mut stream) {
+            let message = Message::read(Frame::read(&frame, FRAME_BYTES_MAX).unwrap().unwrap()).unwrap();
+            if let (true, Message::LinkHello { epoch_seen, .. }) = (first, &message) {
+                assert_eq!(*epoch_seen, if link == 0 { 0 } else { 10 }, "one above the claim");
+            }
+            first = false;
+            // Heartbeats go on whatever else is not asked.
+            assert!(begin.elapsed() < PATIENCE, "the claim is waited for without end");
+            if link == 1 {
+                session.server.stop().unwrap();
+                return;
+            }
+            node.handle(Event::Received { conn, bytes: &frame }, NOW);
+            let mut sent = Sent::default();
+            node.turn(NOW, &mut sent);
+            stream.write_all(&sent.0).unwrap();
+        }
+        node.handle(Event::Closed { conn, reason: CloseReason::Eof }, NOW);
+    }
+}
+
+/// The next frame; `None` at the end of the stream.
+fn read_frame(stream: &mut TcpStream) -> Option<Vec<u8>> {
+    let mut frame = vec![0; 16];
+    match stream.read_exact(&mut frame) {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => panic!("nothing is asked any more"),
+        Err(_) => return None,
+        Ok(()) => {}
+    }
+    let len = u32::from_le_bytes(frame[..4].try_into().unwrap()) as usize;
+    frame.resize(len, 0);
+    stream.read_exact(&mut frame[16..]).unwrap();
+    Some(frame)
 }
