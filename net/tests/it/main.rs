@@ -15,4 +15,6 @@ mod configuration;
 
 mod session_protocol;
 
+mod tiny_session;
+
 mod sim;
