@@ -301,6 +301,11 @@ impl Shard {
         self.leases.is_alive(session) || !waited
     }
 
+    /// Whether the lease of a session incarnation is running.
+    pub fn is_alive(&self, session: SessionId) -> bool {
+        self.leases.is_alive(session)
+    }
+
     /// A link is gone. The session's lease runs on.
     pub fn handle_link_close(&mut self, reader: ReaderId) {
         self.links.remove(&reader);

@@ -72,6 +72,9 @@ pub struct DataSection {
     /// Publishers for which memory is taken and touched at the start, about 400 bytes each, so that registrations never
     /// wait for pages; more publishers are taken all the same.
     pub reserve_publishers: usize,
+    /// How long a link may take to introduce itself, and a refused one to read why it is.
+    #[serde(with = "humantime_serde")]
+    pub link_timeout: Duration,
     /// Arena bytes that compaction walks per tick (100 ms).
     pub compaction_budget: usize,
     /// The CPU of the first shard; not pinned if absent.
@@ -168,6 +171,7 @@ impl Default for DataSection {
             validate_records: true,
             link_buffer_max: limits.link_buffer_max,
             reserve_publishers: 0,
+            link_timeout: Duration::from_nanos(limits.link_timeout),
             compaction_budget: 4 * 1024 * 1024,
             cpu: None,
         }
@@ -261,6 +265,7 @@ impl Config {
                 && session.heartbeat_interval * 3 <= self.data.session_lease,
             "session.heartbeat_interval has to be above 0 and at most a third of data.session_lease"
         );
+        ensure!(!self.data.link_timeout.is_zero(), "data.link_timeout has to be above 0");
         ensure!(
             session.listen != session.http || session.listen.port() == 0,
             "session.listen and session.http are the same"
@@ -338,7 +343,11 @@ impl Config {
             validate: data.validate_records,
             compaction_budget: data.compaction_budget,
         };
-        let limits = NodeLimits { link_buffer_max: data.link_buffer_max, ..NodeLimits::default() };
+        let limits = NodeLimits {
+            link_buffer_max: data.link_buffer_max,
+            link_timeout: data.link_timeout.as_nanos() as u64,
+            ..NodeLimits::default()
+        };
         let reserve_publishers = data.reserve_publishers;
         Ok(DataOptions { listen: node.addr, shard, limits, reserve_publishers, first_cpu: data.cpu })
     }

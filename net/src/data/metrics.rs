@@ -21,6 +21,7 @@ pub struct DataMetrics {
     pub links: Gauge,
     pub links_behind: Counter,
     pub link_errors: Family<Reason, Counter>,
+    pub refused_links_cut: Counter,
     pub frames_received: Counter,
     pub write_frames: Counter,
     pub writes: Counter,
@@ -58,6 +59,7 @@ impl DataMetrics {
             links: Gauge::default(),
             links_behind: Counter::default(),
             link_errors: Family::default(),
+            refused_links_cut: Counter::default(),
             frames_received: Counter::default(),
             write_frames: Counter::default(),
             writes: Counter::default(),
@@ -90,6 +92,11 @@ impl DataMetrics {
             "data_link_errors",
             "Links closed for a fault of the peer, by reason",
             metrics.link_errors.clone(),
+        );
+        registry.register(
+            "data_refused_links_cut",
+            "Links reset because they did not read in time why they were refused",
+            metrics.refused_links_cut.clone(),
         );
         registry.register(
             "data_frames_received",

@@ -38,11 +38,13 @@ pub struct NodeLimits {
     pub link_buffer_max: usize,
     /// Links at once.
     pub links_max: usize,
+    /// How long a link may take to introduce itself, and a refused one to read why it is (nanoseconds).
+    pub link_timeout: u64,
 }
 
 impl Default for NodeLimits {
     fn default() -> Self {
-        Self { link_buffer_max: 8 * 1024 * 1024, links_max: 4096 }
+        Self { link_buffer_max: 8 * 1024 * 1024, links_max: 4096, link_timeout: 10 * Nanos::SECOND }
     }
 }
 
@@ -53,6 +55,8 @@ struct Link {
     session: Option<SessionId>,
     blocked: bool,
     closing: Option<ErrorCode>,
+    /// Until when the hello has to come or, once the link is refused, the error has to be read.
+    deadline: Nanos,
     is_dirty: bool,
 }
 
@@ -108,7 +112,7 @@ impl Node {
         self.draining = true;
     }
 
-    fn accept(&mut self, conn: ConnId) {
+    fn accept(&mut self, conn: ConnId, now: Nanos) {
         let index = conn.index();
         if self.links.len() <= index {
             self.links.resize_with(index + 1, || None);
@@ -120,6 +124,7 @@ impl Node {
             session: None,
             blocked: false,
             closing: None,
+            deadline: now.after(self.limits.link_timeout),
             is_dirty: false,
         };
         self.link_count += 1;
@@ -130,6 +135,42 @@ impl Node {
         }
         self.links[index] = Some(link);
         self.mark_dirty(index as u32);
+    }
+
+    /// Tells a link why it is closed, as the last thing that it hears.
+    fn refuse(&mut self, index: usize, fault: &LinkFault, now: Nanos) {
+        let Some(Some(link)) = self.links.get_mut(index) else { return };
+        let (code, text) = (fault.code(), fault.to_string());
+        tracing::warn!(session = ?link.session, error = %text, "closing a link");
+        refuse(link, code, &text, 0);
+        link.deadline = now.after(self.limits.link_timeout);
+        self.metrics.link_errors.get_or_create(&code.into()).inc();
+        // Nothing follows the error.
+        self.shard.handle_link_close(ReaderId(index as u32));
+        self.mark_dirty(index as u32);
+    }
+
+    /// Looks at every link: who has not introduced himself in time, whose lease has ended, who does not read why he is
+    /// refused. None of them would go by himself, and each takes the place of another.
+    fn sweep_links(&mut self, now: Nanos, sockets: &mut dyn Sockets) {
+        for index in 0..self.links.len() {
+            let Some(link) = self.links[index].as_mut() else { continue };
+            if link.closing.is_some() {
+                if now >= link.deadline {
+                    link.deadline = Nanos(u64::MAX);
+                    self.metrics.refused_links_cut.inc();
+                    sockets.close(link.conn, true);
+                }
+                continue;
+            }
+            match link.session {
+                None if now >= link.deadline => self.refuse(index, &LinkFault::Silent, now),
+                Some(session) if !self.shard.is_alive(session) => {
+                    self.refuse(index, &Refusal::SessionEnded.into(), now);
+                }
+                _ => {}
+            }
+        }
     }
 
     fn close(&mut self, conn: ConnId) {
@@ -159,12 +200,7 @@ impl Node {
         let Some(link) = self.link_mut(index, conn) else { return };
         link.decoder = decoder;
         if let Err(fault) = result {
-            let (code, text) = (fault.code(), fault.to_string());
-            tracing::warn!(session = ?link.session, error = %text, "closing a link");
-            refuse(link, code, &text, 0);
-            self.metrics.link_errors.get_or_create(&code.into()).inc();
-            // Nothing follows the error.
-            self.shard.handle_link_close(ReaderId(index as u32));
+            self.refuse(index, &fault, now);
         }
         self.mark_dirty(index as u32);
     }
@@ -241,6 +277,12 @@ impl Node {
         let (run, slot_count) = (self.run, self.slot_count);
         let (shard, shards) = self.shard.placement();
         let epoch = slot.unwrap_or(self.shard.epoch());
+        for other in 0..self.links.len() {
+            let same = |link: &Link| link.session == Some(session) && link.closing.is_none();
+            if self.links[other].as_ref().is_some_and(same) {
+                self.refuse(other, &LinkFault::Replaced, now);
+            }
+        }
         if let Some(link) = self.links[index].as_mut() {
             link.session = Some(session);
         }
@@ -335,7 +377,7 @@ impl Node {
         }
     }
 
-    fn send_buffers(&mut self, sockets: &mut dyn Sockets) {
+    fn send_buffers(&mut self, now: Nanos, sockets: &mut dyn Sockets) {
         for index in std::mem::take(&mut self.dirty) {
             let Some(Some(link)) = self.links.get_mut(index as usize) else { continue };
             link.is_dirty = false;
@@ -362,6 +404,7 @@ impl Node {
             }
             if link.out.len() > self.limits.link_buffer_max * 4 && link.closing.is_none() {
                 refuse(link, ErrorCode::SlowReader, "the link does not read its acknowledgements", 1000);
+                link.deadline = now.after(self.limits.link_timeout);
                 self.metrics.link_errors.get_or_create(&ErrorCode::SlowReader.into()).inc();
                 sockets.close(link.conn, true);
             } else if link.closing.is_some() && link.out.is_empty() {
@@ -380,7 +423,7 @@ impl Node {
 impl Role for Node {
     fn handle(&mut self, event: Event<'_>, now: Nanos) {
         match event {
-            Event::Accepted { conn, .. } => self.accept(conn),
+            Event::Accepted { conn, .. } => self.accept(conn, now),
             Event::Received { conn, bytes } => self.receive(conn, bytes, now),
             Event::Writable { conn } => self.mark_dirty(conn.index() as u32),
             Event::Closed { conn, .. } => self.close(conn),
@@ -392,12 +435,13 @@ impl Role for Node {
         if now >= self.next_tick {
             self.shard.tick(now);
             self.next_tick = now.after(TICK);
+            self.sweep_links(now, sockets);
             self.observe();
         }
         self.shard.seal(now);
         self.metrics.serving.set(i64::from(self.shard.is_serving()));
         self.fill_buffers(now);
-        self.send_buffers(sockets);
+        self.send_buffers(now, sockets);
         self.shard.has_backlog() || !self.dirty.is_empty()
     }
 
@@ -429,16 +473,24 @@ enum LinkFault {
     SecondHello,
     #[error("a message that no session sends")]
     Unexpected,
+    #[error("the link has not introduced itself in time: send a link hello right after the connect")]
+    Silent,
+    #[error("the session incarnation has opened another link to this shard")]
+    Replaced,
 }
 
 impl LinkFault {
     fn code(&self) -> ErrorCode {
         match self {
             LinkFault::Frame(_) | LinkFault::Link(LinkError::Malformed(_)) => ErrorCode::Frame,
+            LinkFault::Refused(Refusal::SessionEnded)
+            | LinkFault::Link(LinkError::Refused(Refusal::SessionEnded)) => ErrorCode::SessionEnded,
             LinkFault::Refused(_) | LinkFault::Link(_) => ErrorCode::SessionRefused,
             LinkFault::Protocol(_) => ErrorCode::ProtocolVersion,
             LinkFault::SlotCount(..) => ErrorCode::Configuration,
             LinkFault::BeforeHello | LinkFault::SecondHello | LinkFault::Unexpected => ErrorCode::Unexpected,
+            LinkFault::Silent => ErrorCode::HelloTimeout,
+            LinkFault::Replaced => ErrorCode::Replaced,
         }
     }
 }

@@ -282,7 +282,7 @@ impl Session {
                 let code_label = ErrorCode::from_number(code).map_or("unknown", ErrorCode::label);
                 tracing::error!(shard, code = code_label, text, "the data node refused this session");
                 self.metrics.link_faults.inc();
-                if code == ErrorCode::SessionRefused as u16 && text.contains("lease") {
+                if code == ErrorCode::SessionEnded as u16 {
                     // Refused for ever under this incarnation: the process has to come back as another one.
                     self.finished = true;
                 }

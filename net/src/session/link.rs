@@ -64,7 +64,7 @@ pub(super) struct Link {
     pub(super) next_heartbeat: Nanos,
     /// Latest question whose answers are all still to come, or have come since.
     pub(super) answered: u64,
-    /// Latest question asked, and whether its mark is still to be sent.
+    /// Latest question asked, and whether more may be asked with it in this turn.
     question: u64,
     question_open: bool,
     /// A client's list is of a later leader than the shard is: the shard has to be told in a greeting.
@@ -236,16 +236,18 @@ impl Link {
     }
 
     /// Queues an interest and returns the number of the question. Once `answered` has reached it, the next diff of the data
-    /// id is the answer: what the shard sent before it got the question has come before.
+    /// id is the answer or newer: what the shard sent before it got the question has come before.
     pub(super) fn ask(&mut self, item: SubscribeItem) -> u64 {
         if !self.is_up() {
             // Everything is asked when the link comes up.
             return self.question;
         }
-        self.subscribe(item);
         if !std::mem::replace(&mut self.question_open, true) {
             self.question += 1;
+            // Ahead of the interest: were it behind, the shard could answer that in an earlier turn, ahead of the pong.
+            Message::Ping(self.question).write(&mut self.out);
         }
+        self.subscribe(item);
         self.question
     }
 
@@ -261,9 +263,7 @@ impl Link {
     pub(super) fn close_frames(&mut self) {
         self.close_write();
         self.close_subscribe();
-        if std::mem::take(&mut self.question_open) {
-            Message::Ping(self.question).write(&mut self.out);
-        }
+        self.question_open = false;
     }
 
     /// The writes that a shard's answer decides, in their order.

@@ -35,15 +35,19 @@ pub enum ErrorCode {
     Configuration = 7,
     /// The session incarnation, or its write sequence, is refused.
     SessionRefused = 8,
-    /// The same client id came over a newer connection.
+    /// The same client id, or session incarnation, came over a newer connection.
     Replaced = 9,
+    /// The lease of the session incarnation has ended: it is refused for ever, and its process has to come back as another.
+    SessionEnded = 10,
+    /// The peer connected and did not introduce itself in time.
+    HelloTimeout = 11,
     /// Connections come faster than they are let in; come back after the hint.
-    AcceptRate = 10,
+    AcceptRate = 12,
 }
 
 impl ErrorCode {
     /// All codes.
-    pub const ALL: [ErrorCode; 10] = [
+    pub const ALL: [ErrorCode; 12] = [
         ErrorCode::ProtocolVersion,
         ErrorCode::Frame,
         ErrorCode::Unexpected,
@@ -53,6 +57,8 @@ impl ErrorCode {
         ErrorCode::Configuration,
         ErrorCode::SessionRefused,
         ErrorCode::Replaced,
+        ErrorCode::SessionEnded,
+        ErrorCode::HelloTimeout,
         ErrorCode::AcceptRate,
     ];
 
@@ -73,6 +79,8 @@ impl ErrorCode {
             ErrorCode::Configuration => "configuration",
             ErrorCode::SessionRefused => "session_refused",
             ErrorCode::Replaced => "replaced",
+            ErrorCode::SessionEnded => "session_ended",
+            ErrorCode::HelloTimeout => "hello_timeout",
             ErrorCode::AcceptRate => "accept_rate",
         }
     }

@@ -113,6 +113,7 @@ fn values_that_contradict_each_other_are_refused() {
         (&["session.client_disconnect_grace=31s"][..], "session.client_disconnect_grace"),
         (&["data.session_lease=2s"], "a third of data.session_lease"),
         (&["session.heartbeat_interval=0s"], "session.heartbeat_interval has to be above 0"),
+        (&["data.link_timeout=0s"], "data.link_timeout has to be above 0"),
         (&["session.push_interval_min=5s"], "session.push_interval_min has to be below"),
         (&["session.slow_client_eviction=4s"], "at most session.slow_client_eviction"),
         (&["session.push_batch_max=0"], "session.push_batch_max has to be from 1 to 128"),

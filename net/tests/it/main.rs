@@ -13,4 +13,8 @@ mod bad_input;
 
 mod configuration;
 
+mod session_protocol;
+
+mod tiny_session;
+
 mod sim;

@@ -1,6 +1,10 @@
 //! Sessions that do not fit the data node, or break the rules of a link.
 
-use std::net::SocketAddr;
+use std::{
+    io::{Read, Write},
+    net::{SocketAddr, TcpListener},
+    time::Instant,
+};
 
 use slotcast_engine::{
     error::Refusal,
@@ -18,8 +22,8 @@ use slotcast_net::{
 
 use crate::{
     bad_input::{Scene, id, is_taken},
-    cluster::{get, until_metric},
-    raw::{Raw, altered, link_hello, seal_record},
+    cluster::{PATIENCE, get, until_metric},
+    raw::{Raw, altered, link_hello, narrow_stream, seal_record},
 };
 
 const SLOTS: u32 = 1024;
@@ -191,4 +195,103 @@ fn an_epoch_that_nothing_can_follow_is_refused() {
         "leader epoch is another one",
     );
     scene.stop();
+}
+
+#[test]
+fn a_link_that_never_introduces_itself_is_told_so_and_closed() {
+    let mut scene = Scene::new(&["data.link_timeout=100ms"]);
+    let mut introduced = scene.raw_link();
+    let (code, text) = Raw::open(scene.shard()).expect_error();
+    assert_eq!(code, ErrorCode::HelloTimeout as u16, "{text}");
+    assert!(text.contains("send a link hello right after the connect"), "{text}");
+    assert_eq!(scene.link_errors(ErrorCode::HelloTimeout), 1.0);
+    until_metric(scene.cluster.data.admin.addr, "data_links{", "", |links| links == 2.0);
+    // Who has introduced himself may be silent for as long as his lease runs.
+    introduced.publish(&id("later"), 1, 1, 1, b"a");
+    scene.bystanders.assert_undisturbed();
+    scene.stop();
+}
+
+#[test]
+fn a_refused_link_that_does_not_read_why_is_reset() {
+    let mut scene = Scene::new(&["data.link_timeout=100ms"]);
+    let (addr, service) = (scene.cluster.data.admin.addr, id("large"));
+    let mut writer = scene.raw_link();
+    for register in 0..200 {
+        writer.publish(&service, register, 1, 1, &[7; 30_000]);
+    }
+    let mut stalled = Raw::over(narrow_stream(scene.shard()));
+    stalled.send(&link_hello(9001, SLOTS));
+    stalled.expect(|message| matches!(message, Message::LinkWelcome { .. }).then_some(()));
+    // More than the kernel holds for the two ends, and then something to be refused for.
+    stalled.subscribe(&service);
+    stalled.send(&Message::Pong(1));
+    stalled.await_close_unread();
+    assert_eq!(scene.link_errors(ErrorCode::Unexpected), 1.0);
+    until_metric(addr, "data_refused_links_cut", "", |cut| cut == 1.0);
+    until_metric(addr, "data_links{", "", |links| links == 2.0);
+    scene.bystanders.assert_undisturbed();
+    scene.stop();
+}
+
+#[test]
+fn an_ended_lease_has_a_code_of_its_own() {
+    let mut scene = Scene::new(&[]);
+    let mut leaving = scene.raw_link();
+    leaving.publish(&id("left"), 1, 1, 1, b"a");
+    leaving.send(&Message::Goodbye);
+    assert_eq!(
+        leaving.expect_error().0,
+        ErrorCode::SessionEnded as u16,
+        "it is told, though it asks nothing"
+    );
+    let hello = altered(&link_hello(9000, SLOTS), |_| {});
+    let words = "the lease of this session incarnation has ended";
+    scene.expect_link_closed(Raw::open(scene.shard()), &hello, ErrorCode::SessionEnded, words);
+    scene.stop();
+}
+
+#[test]
+fn a_second_link_of_an_incarnation_replaces_the_first() {
+    let mut scene = Scene::new(&[]);
+    let mut first = scene.raw_link();
+    first.publish(&id("moved"), 1, 1, 1, b"a");
+    let mut second = Raw::open(scene.shard());
+    second.send(&link_hello(9000, SLOTS));
+    let last = second.expect(|message| match message {
+        Message::LinkWelcome { last_sequence, .. } => Some(*last_sequence),
+        _ => None,
+    });
+    assert_eq!(last, 1, "the sequence goes on over the new link");
+    assert_eq!(first.expect_error().0, ErrorCode::Replaced as u16);
+    assert_eq!(scene.link_errors(ErrorCode::Replaced), 1.0);
+    scene.bystanders.assert_undisturbed();
+    scene.stop();
+}
+
+#[test]
+fn a_session_ends_when_its_lease_has_and_for_no_other_refusal() {
+    let node = TcpListener::bind("127.0.0.1:0").unwrap();
+    let settings = ["session.listen=127.0.0.1:0", "session.http=127.0.0.1:0", "session.clients_max=10"];
+    let config = Config::load(None, &settings.map(String::from)).unwrap();
+    let routes = Routes::to_node(SLOTS, vec![node.local_addr().unwrap()]);
+    let session = SessionProcess::start(&config, Some(routes)).unwrap();
+    for (code, faults) in [(ErrorCode::SessionRefused, 1.0), (ErrorCode::SessionEnded, 2.0)] {
+        assert!(!session.server.is_finished());
+        let (mut link, _) = node.accept().unwrap();
+        // What is not read would reset the connection and take the error with it.
+        link.read_exact(&mut altered(&link_hello(1, SLOTS), |_| {})).unwrap();
+        let refused =
+            Message::Error { code: code as u16, retry_after_ms: 0, text: "something about a lease" };
+        link.write_all(&altered(&refused, |_| {})).unwrap();
+        if code != ErrorCode::SessionEnded {
+            until_metric(session.admin.addr, "session_link_faults", "", |counted| counted == faults);
+        }
+    }
+    let begin = Instant::now();
+    while !session.server.is_finished() {
+        assert!(begin.elapsed() < PATIENCE, "the session goes on under a dead incarnation");
+        std::thread::yield_now();
+    }
+    session.server.stop().unwrap();
 }

@@ -358,7 +358,11 @@ impl World {
             validate: true,
             compaction_budget: 64 * 1024,
         };
-        let limits = NodeLimits { link_buffer_max: self.limits.node_link_buffer, links_max: 64 };
+        let limits = NodeLimits {
+            link_buffer_max: self.limits.node_link_buffer,
+            links_max: 64,
+            ..NodeLimits::default()
+        };
         Actor::Node(Box::new(Node::new(config, limits, self.epochs, self.node_metrics.clone())))
     }
 
