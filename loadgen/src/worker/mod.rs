@@ -46,7 +46,7 @@ const WAIT_MAX: Duration = Duration::from_millis(10);
 
 /// A busy worker looks at its sockets this often at most. It adds that much to some latencies, and saves the session, on
 /// whose core the kernel does it, one wake-up per write.
-const GATHER: Duration = Duration::from_micros(500);
+const GATHER: Duration = Duration::from_millis(1);
 
 /// What a worker is told.
 #[derive(Clone, Debug, Serialize, Deserialize)]
