@@ -201,7 +201,7 @@ impl Default for SessionSection {
             history_bytes_max: defaults.history_bytes_max,
             datum_linger: nanos(defaults.datum_linger),
             heartbeat_interval: nanos(defaults.heartbeat_interval),
-            client_send_buffer: 16 * 1024,
+            client_send_buffer: 64 * 1024,
             cpu: None,
         }
     }

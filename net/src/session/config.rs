@@ -87,7 +87,7 @@ impl SessionConfig {
             datum_linger: 60 * Nanos::SECOND,
             heartbeat_interval: Nanos::SECOND,
             link_buffer_max: 64 * 1024 * 1024,
-            clients_per_turn: 128,
+            clients_per_turn: 1024,
         }
     }
 }
