@@ -17,7 +17,7 @@ use super::{
 /// Connections asked for and not yet ready.
 const CONNECTING_MAX: usize = 256;
 /// Rounds before the first that counts.
-const WARM_UP: u64 = 20;
+const WARM_UP: u64 = 5;
 /// Longest time without any event while something is to come.
 const SILENCE_MAX: Duration = Duration::from_secs(20);
 const WAIT: Duration = Duration::from_millis(10);
