@@ -9,6 +9,10 @@ pub mod store;
 
 pub mod measure;
 
+pub mod machine;
+
+pub mod peers;
+
 /// A case, ready to run.
 pub struct Prepared {
     /// Operations that one run does.

@@ -2,7 +2,12 @@
 
 use std::{fs, path::PathBuf};
 
-use bench::{CASES, measure::measure};
+use anyhow::Context;
+use bench::{
+    CASES,
+    measure::measure,
+    peers::{self, PeersSpec, report, server, slotcast},
+};
 use clap::{Parser, Subcommand};
 use comfy_table::{CellAlignment, Table, presets};
 
@@ -24,12 +29,73 @@ enum What {
         #[arg(long, value_name = "PATH")]
         json: Option<PathBuf>,
     },
+    /// Publish/subscribe of Redis and NATS beside ours, on the same two cores
+    Peers {
+        /// Subscribers, all in one process
+        #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+        subscribers: u32,
+        /// Topics that they are divided over, beside one topic for all
+        #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(2..=150))]
+        topics: u32,
+        /// Bytes of a message without what each protocol adds
+        #[arg(long, default_value_t = 240, value_parser = clap::value_parser!(u32).range(16..=16_384))]
+        message_bytes: u32,
+        /// Time of each of the four measurements of a system
+        #[arg(long, default_value = "10s")]
+        duration: humantime::Duration,
+        /// Core of the servers
+        #[arg(long, default_value_t = 0)]
+        server_core: usize,
+        /// Core of the subscribers and the publisher
+        #[arg(long, default_value_t = 1)]
+        load_core: usize,
+        /// Also write the figures here
+        #[arg(long, value_name = "PATH")]
+        json: Option<PathBuf>,
+    },
+    /// Becomes a server to be measured
+    #[command(hide = true)]
+    Hold {
+        #[arg(long)]
+        core: usize,
+        #[arg(long)]
+        seconds: u64,
+        #[arg(last = true)]
+        command: Vec<String>,
+    },
+    /// Our own data node and session, to be measured
+    #[command(hide = true)]
+    Serve {
+        #[arg(long)]
+        port: u16,
+        #[arg(long)]
+        clients: u32,
+    },
 }
 
 fn main() -> anyhow::Result<()> {
     match Args::parse().what {
         What::Micro { only, json } => micro(only.as_deref().unwrap_or_default(), json),
+        What::Peers { subscribers, topics, message_bytes, duration, server_core, load_core, json } => {
+            let (message_bytes, duration) = (message_bytes as usize, duration.into());
+            compare(&PeersSpec { subscribers, topics, message_bytes, duration, server_core, load_core }, json)
+        }
+        What::Hold { core, seconds, command } => server::hold(core, seconds, &command),
+        What::Serve { port, clients } => slotcast::serve(port, clients),
     }
+}
+
+fn compare(spec: &PeersSpec, json: Option<PathBuf>) -> anyhow::Result<()> {
+    if cfg!(debug_assertions) {
+        eprintln!("built with debug assertions: the figures are not worth keeping");
+    }
+    let found = peers::compare(spec, |line| eprintln!("{line}"))?;
+    println!("{}", report::table(&found));
+    if let Some(path) = json {
+        let text = serde_json::to_string_pretty(&report::json(spec, &found))? + "\n";
+        fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(())
 }
 
 fn micro(only: &str, json: Option<PathBuf>) -> anyhow::Result<()> {
