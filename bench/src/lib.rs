@@ -9,6 +9,8 @@ pub mod store;
 
 pub mod measure;
 
+pub mod crash;
+
 /// A case, ready to run.
 pub struct Prepared {
     /// Operations that one run does.

@@ -2,7 +2,7 @@
 
 use std::{fs, path::PathBuf};
 
-use bench::{CASES, measure::measure};
+use bench::{CASES, crash::CrashReport, measure::measure};
 use clap::{Parser, Subcommand};
 use comfy_table::{CellAlignment, Table, presets};
 
@@ -24,11 +24,21 @@ enum What {
         #[arg(long, value_name = "PATH")]
         json: Option<PathBuf>,
     },
+    /// Crashes a data node on a simulated disk at every operation, and compares what is recovered
+    Crash {
+        /// Crashes to recover from
+        #[arg(long, default_value_t = 10_000)]
+        points: u64,
+        /// What decides everything; a failure names it
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+    },
 }
 
 fn main() -> anyhow::Result<()> {
     match Args::parse().what {
         What::Micro { only, json } => micro(only.as_deref().unwrap_or_default(), json),
+        What::Crash { points, seed } => crash(points, seed),
     }
 }
 
@@ -67,5 +77,18 @@ fn micro(only: &str, json: Option<PathBuf>) -> anyhow::Result<()> {
     if let Some(path) = json {
         fs::write(path, serde_json::to_string_pretty(&figures)? + "\n")?;
     }
+    Ok(())
+}
+
+fn crash(points: u64, seed: u64) -> anyhow::Result<()> {
+    let bar = indicatif::ProgressBar::new(points);
+    let (mut sum, mut seed) = (CrashReport::default(), seed);
+    while sum.points < points {
+        sum.add(&bench::crash::run(seed, (points - sum.points).min(500))?);
+        seed += 1;
+        bar.set_position(sum.points);
+    }
+    bar.finish_and_clear();
+    println!("{sum}");
     Ok(())
 }
