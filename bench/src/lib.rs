@@ -13,6 +13,8 @@ pub mod machine;
 
 pub mod peers;
 
+pub mod crash;
+
 /// A case, ready to run.
 pub struct Prepared {
     /// Operations that one run does.

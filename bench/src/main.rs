@@ -5,6 +5,7 @@ use std::{fs, path::PathBuf};
 use anyhow::Context;
 use bench::{
     CASES,
+    crash::CrashReport,
     measure::measure,
     peers::{self, PeersSpec, report, server, slotcast},
 };
@@ -71,6 +72,15 @@ enum What {
         #[arg(long)]
         clients: u32,
     },
+    /// Crashes a data node on a simulated disk at every operation, and compares what is recovered
+    Crash {
+        /// Crashes to recover from
+        #[arg(long, default_value_t = 10_000)]
+        points: u64,
+        /// What decides everything; a failure names it
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+    },
 }
 
 fn main() -> anyhow::Result<()> {
@@ -82,6 +92,7 @@ fn main() -> anyhow::Result<()> {
         }
         What::Hold { core, seconds, command } => server::hold(core, seconds, &command),
         What::Serve { port, clients } => slotcast::serve(port, clients),
+        What::Crash { points, seed } => crash(points, seed),
     }
 }
 
@@ -133,5 +144,18 @@ fn micro(only: &str, json: Option<PathBuf>) -> anyhow::Result<()> {
     if let Some(path) = json {
         fs::write(path, serde_json::to_string_pretty(&figures)? + "\n")?;
     }
+    Ok(())
+}
+
+fn crash(points: u64, seed: u64) -> anyhow::Result<()> {
+    let bar = indicatif::ProgressBar::new(points);
+    let (mut sum, mut seed) = (CrashReport::default(), seed);
+    while sum.points < points {
+        sum.add(&bench::crash::run(seed, (points - sum.points).min(500))?);
+        seed += 1;
+        bar.set_position(sum.points);
+    }
+    bar.finish_and_clear();
+    println!("{sum}");
     Ok(())
 }

@@ -37,4 +37,16 @@ pub mod interest;
 
 pub mod slots;
 
+pub mod disk_op;
+
+pub mod block;
+
+pub mod journal;
+
+pub mod snapshot;
+
+pub mod recover;
+
+pub mod storage;
+
 pub mod shard;

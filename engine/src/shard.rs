@@ -19,7 +19,10 @@ use crate::{
     limits::BATCH_CHANGES_MAX,
     slot::{Slot, SlotCounts},
     slots::Slots,
+    storage::Storage,
 };
+
+mod durable;
 
 /// What a shard is told at its start.
 #[derive(Debug, Clone)]
@@ -170,6 +173,9 @@ pub struct Shard {
     compaction: Option<(SlotId, Compaction)>,
     compaction_next: SlotId,
     stats: ShardStats,
+    storage: Option<Storage>,
+    /// Owners of what was recovered, whose leases begin with the first tick.
+    owners: BTreeSet<SessionId>,
 }
 
 impl Shard {
@@ -203,6 +209,8 @@ impl Shard {
             compaction: None,
             compaction_next: SlotId(0),
             stats: ShardStats::default(),
+            storage: None,
+            owners: BTreeSet::new(),
             config,
         }
     }
@@ -257,7 +265,7 @@ impl Shard {
 
     /// Whether readers are answered yet (see [`ShardConfig::settle`]).
     pub fn is_serving(&self) -> bool {
-        self.opened_at.is_some_and(|opened| self.now.since(opened) >= self.config.settle)
+        self.may_tell() && self.opened_at.is_some_and(|opened| self.now.since(opened) >= self.config.settle)
     }
 
     /// A session's link comes up. `epoch_seen` is the largest leader epoch the session has seen of this shard's slots:
@@ -505,6 +513,7 @@ impl Shard {
     /// handled before.
     pub fn tick(&mut self, now: Nanos) {
         self.now = now;
+        self.lease_owners(now);
         for session in self.leases.tick(now) {
             self.stats.leases_ended += 1;
             self.end_session(session);
@@ -540,6 +549,9 @@ impl Shard {
 
     /// The next outcome of a write frame.
     pub fn poll_ack(&mut self) -> Option<Acknowledgement> {
+        if !self.may_tell() {
+            return None;
+        }
         let pending = self.acks.pop_front()?;
         let outcomes = pending
             .outcomes
@@ -681,7 +693,11 @@ impl Shard {
 
     fn seal_slot(&mut self, id: SlotId, now: Nanos) {
         let Some(slot) = self.slots.get_mut(id) else { return };
+        let changes = slot.open_changes();
         let Some(sealed) = slot.seal(now) else { return };
+        if let Some(storage) = &mut self.storage {
+            storage.append(id, slot.revision(), &sealed.batch, changes, false, now);
+        }
         slot.recycle(sealed.batch);
         self.stats.batches += 1;
         self.stats.changed_datums += sealed.changed.len() as u64;
@@ -697,6 +713,9 @@ impl Shard {
     fn raise_epoch(&mut self, epoch: u32) {
         self.epoch = epoch;
         self.seal_all();
+        if let Some(storage) = &mut self.storage {
+            storage.raise_epoch(epoch);
+        }
         self.slots.iter_mut().for_each(|slot| slot.reopen(epoch));
     }
 

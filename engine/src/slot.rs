@@ -20,6 +20,10 @@ use crate::{
     record::Record,
 };
 
+mod restore;
+
+pub use restore::ScanCursor;
+
 const NIL: u32 = u32::MAX;
 
 /// A registration: what may change about it, and where its record lies.

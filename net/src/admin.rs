@@ -10,8 +10,8 @@ use axum::{Router, extract::State, http::StatusCode, routing::get};
 use prometheus_client::{encoding::text::encode, registry::Registry};
 use tokio::{net::TcpListener, sync::oneshot};
 
-/// Says whether the process serves, or what it waits for.
-pub type Ready = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
+/// Says whether the process serves, with what is worth knowing all the same, or what it waits for.
+pub type Ready = Arc<dyn Fn() -> Result<Option<String>, String> + Send + Sync>;
 
 #[derive(Clone)]
 struct Shown {
@@ -80,7 +80,8 @@ async fn metrics(State(shown): State<Shown>) -> Result<String, StatusCode> {
 
 async fn readyz(State(shown): State<Shown>) -> (StatusCode, String) {
     match (shown.ready)() {
-        Ok(()) => (StatusCode::OK, "ready\n".into()),
+        Ok(None) => (StatusCode::OK, "ready\n".into()),
+        Ok(Some(note)) => (StatusCode::OK, format!("ready; {note}\n")),
         Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),
     }
 }

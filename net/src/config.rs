@@ -1,19 +1,29 @@
 //! The configuration file: TOML, every key with a documented default, unknown keys refused, single values settable from
 //! the command line.
 
-use std::{net::SocketAddr, path::Path, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context, bail, ensure};
 use serde::{Deserialize, Serialize};
 use slotcast_engine::{
     change_log::ChangeLogLimits,
     id::{SessionId, SlotId},
+    journal::JournalConfig,
     limits::{SLOTS_DEFAULT, SLOTS_MAX},
     shard::ShardConfig,
+    storage::StorageConfig,
 };
 
 use crate::{
-    data::{node::NodeLimits, server::DataOptions},
+    data::{
+        node::NodeLimits,
+        server::DataOptions,
+        storage::{StorageKind, StorageOptions},
+    },
     session::{SessionConfig, config::Routes, server::SessionOptions},
 };
 
@@ -77,6 +87,26 @@ pub struct DataSection {
     pub link_timeout: Duration,
     /// Arena bytes that compaction walks per tick (100 ms).
     pub compaction_budget: usize,
+    /// Where slots are kept: `none`, `disk`, or `tmpfs` (a file system in memory: survives the process only).
+    pub storage: StorageKind,
+    /// The directory of journal and snapshots; one node, one directory.
+    pub data_dir: PathBuf,
+    /// Changes that the journal writes without waiting for the interval.
+    pub journal_batch_records: usize,
+    /// Longest wait of an ephemeral change for the journal's next block.
+    #[serde(with = "humantime_serde")]
+    pub journal_batch_interval: Duration,
+    /// Bytes after which a shard begins a new journal file.
+    pub journal_segment_bytes: u64,
+    /// Bytes waiting for a shard's disk above which ephemeral changes are left out of the journal until a snapshot.
+    pub journal_waiting_max: usize,
+    /// Bytes of a shard's journal files above which slots are snapshotted, the oldest first, so that files can go.
+    pub journal_bytes_max: u64,
+    /// Bytes per second that a shard writes snapshots with.
+    pub snapshot_rate: u64,
+    /// Time between two attempts to go on after the disk failed.
+    #[serde(with = "humantime_serde")]
+    pub disk_retry_interval: Duration,
     /// The CPU of the first shard; not pinned if absent.
     pub cpu: Option<usize>,
 }
@@ -173,6 +203,15 @@ impl Default for DataSection {
             reserve_publishers: 0,
             link_timeout: Duration::from_nanos(limits.link_timeout),
             compaction_budget: 4 * 1024 * 1024,
+            storage: StorageKind::None,
+            data_dir: "slotcast-data".into(),
+            journal_batch_records: 10_000,
+            journal_batch_interval: Duration::from_millis(100),
+            journal_segment_bytes: 64 << 20,
+            journal_waiting_max: 64 << 20,
+            journal_bytes_max: 256 << 20,
+            snapshot_rate: 32 << 20,
+            disk_retry_interval: Duration::from_secs(1),
             cpu: None,
         }
     }
@@ -270,6 +309,19 @@ impl Config {
             session.listen != session.http || session.listen.port() == 0,
             "session.listen and session.http are the same"
         );
+        let data = &self.data;
+        ensure!(
+            data.journal_waiting_max >= 64 * 1024 && data.journal_waiting_max <= 512 << 20,
+            "data.journal_waiting_max has to be from 64 KiB to 512 MiB"
+        );
+        ensure!(
+            data.journal_segment_bytes >= 64 * 1024 && data.snapshot_rate >= 64 * 1024,
+            "data.journal_segment_bytes and data.snapshot_rate have to be at least 64 KiB"
+        );
+        ensure!(
+            !data.disk_retry_interval.is_zero() && !data.journal_batch_interval.is_zero(),
+            "data.disk_retry_interval and data.journal_batch_interval have to be above 0"
+        );
         self.routes().map(|_| ())
     }
 
@@ -349,7 +401,29 @@ impl Config {
             ..NodeLimits::default()
         };
         let reserve_publishers = data.reserve_publishers;
-        Ok(DataOptions { listen: node.addr, shard, limits, reserve_publishers, first_cpu: data.cpu })
+        let (listen, first_cpu) = (node.addr, data.cpu);
+        let storage = (data.storage != StorageKind::None).then(|| self.storage_options());
+        Ok(DataOptions { listen, shard, limits, reserve_publishers, first_cpu, storage })
+    }
+
+    fn storage_options(&self) -> StorageOptions {
+        let data = &self.data;
+        let journal = JournalConfig {
+            slot_count: self.slot_count,
+            shard: 0,
+            shards: 1,
+            batch_records: data.journal_batch_records,
+            batch_interval: data.journal_batch_interval.as_nanos() as u64,
+            segment_bytes: data.journal_segment_bytes,
+            waiting_bytes_max: data.journal_waiting_max,
+            retry_interval: data.disk_retry_interval.as_nanos() as u64,
+        };
+        let storage = StorageConfig {
+            journal,
+            snapshot_rate: data.snapshot_rate,
+            journal_bytes_max: data.journal_bytes_max,
+        };
+        StorageOptions { folder: data.data_dir.clone(), storage }
     }
 
     /// The options of this process as a session.

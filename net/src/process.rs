@@ -8,7 +8,7 @@ use prometheus_client::registry::Registry;
 use crate::{
     admin::Admin,
     config::Config,
-    data::server::DataServer,
+    data::{server::DataServer, storage::StorageMetrics},
     session::{config::Routes, server::SessionServer},
 };
 
@@ -36,11 +36,14 @@ impl DataProcess {
     pub fn start(config: &Config) -> anyhow::Result<Self> {
         let mut registry = Registry::with_prefix(METRICS_PREFIX);
         let server = DataServer::start(&config.data_options()?, &mut registry)?;
-        let metrics = server.metrics.clone();
+        let (metrics, storage) = (server.metrics.clone(), server.storage.clone());
         let ready = Arc::new(move || {
+            let failed = storage.iter().any(StorageMetrics::has_failed);
+            let note =
+                failed.then(|| "the disk has failed: nothing is kept until it works again".to_string());
             let waiting = metrics.iter().filter(|shard| shard.serving.get() == 0).count();
             if waiting == 0 {
-                Ok(())
+                Ok(note)
             } else {
                 Err(format!("{waiting} of {} shards do not answer readers yet", metrics.len()))
             }
@@ -68,7 +71,7 @@ impl SessionProcess {
         let ready = Arc::new(move || {
             let up: i64 = metrics.iter().map(|core| core.links_up.get()).sum();
             let wanted = links * metrics.len();
-            if up as usize == wanted { Ok(()) } else { Err(format!("{up} of {wanted} links are up")) }
+            if up as usize == wanted { Ok(None) } else { Err(format!("{up} of {wanted} links are up")) }
         });
         match Admin::start(config.session.http, registry, ready) {
             Ok(admin) => Ok(Self { server, admin }),

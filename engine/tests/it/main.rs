@@ -3,6 +3,7 @@
 mod batches;
 mod behaviours;
 mod compaction;
+mod disk;
 mod formats;
 mod limits;
 mod model;

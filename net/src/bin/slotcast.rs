@@ -1,11 +1,13 @@
-//! The server binary: `slotcast standalone | data | session | check-config`.
+//! The server binary: `slotcast standalone | data | session | check-config | check-data`.
 
 use std::path::PathBuf;
 
 use anyhow::ensure;
 use clap::{Args, Parser, Subcommand};
+use slotcast_engine::limits::SLOTS_DEFAULT;
 use slotcast_net::{
     config::Config,
+    data::storage::check_data,
     process::{DataProcess, SessionProcess, wait_for_end},
 };
 use tracing_subscriber::EnvFilter;
@@ -26,6 +28,14 @@ enum Role {
     Data(Settings),
     /// A session process.
     Session(Settings),
+    /// Reads a data directory as a node would, says what is in it or what is wrong with it, and changes nothing.
+    CheckData {
+        /// The directory.
+        dir: PathBuf,
+        /// Slots of the cluster that wrote it.
+        #[arg(long, default_value_t = SLOTS_DEFAULT)]
+        slot_count: u32,
+    },
     /// Reads and checks a configuration and prints it with all defaults filled in.
     CheckConfig(Settings),
 }
@@ -72,6 +82,10 @@ fn main() -> anyhow::Result<()> {
             println!("ready: clients {}, http {}", session.server.addr, session.admin.addr);
             wait_for_end(|| session.server.is_finished())?;
             session.server.stop()
+        }
+        Role::CheckData { dir, slot_count } => {
+            print!("{}", check_data(&dir, slot_count)?);
+            Ok(())
         }
         Role::CheckConfig(settings) => {
             let config = settings.load()?;

@@ -4,6 +4,8 @@ pub mod metrics;
 
 mod outbox;
 
+pub mod storage;
+
 pub mod node;
 
 pub mod server;

@@ -4,21 +4,26 @@
 //! reader falls behind and keeps only a revision per slot, and when the buffer has drained it gets one diff per data id
 //! from there. Nothing queues without bound.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use slotcast_engine::{
     error::Refusal,
     id::{DatumKey, Nanos, ReaderId, RegisterId, SessionId, SlotId},
+    recover::Recovered,
     shard::{LinkError, Shard, ShardConfig},
+    storage::{Storage, StorageConfig, StorageState},
 };
 
 use crate::{
     data::{
         metrics::DataMetrics,
         outbox::{Outbox, Run},
+        storage::StorageMetrics,
     },
     io::{
-        ring::{ConnId, Event, SendOutcome, Sockets},
+        clock,
+        disk::Disk,
+        ring::{ConnId, Event, SendOutcome, Sockets, Waker},
         role::Role,
     },
     wire::{
@@ -30,6 +35,8 @@ use crate::{
 
 /// Longest time between two ticks of the shard.
 const TICK: u64 = Nanos::SECOND / 10;
+/// Longest wait for the disk at the end.
+const DISK_END_MAX: Duration = Duration::from_secs(10);
 
 /// Bounds of one shard's links.
 #[derive(Debug, Clone, Copy)]
@@ -74,6 +81,7 @@ pub struct Node {
     next_tick: Nanos,
     metrics: DataMetrics,
     draining: bool,
+    disk: Option<(Disk, StorageMetrics)>,
 }
 
 impl Node {
@@ -92,6 +100,7 @@ impl Node {
             next_tick: Nanos(0),
             metrics,
             draining: false,
+            disk: None,
         }
     }
 
@@ -100,6 +109,19 @@ impl Node {
         if publishers > 0 {
             self.shard.reserve(publishers);
         }
+    }
+
+    /// The same node, going on from what was recovered and keeping everything on `disk`.
+    pub fn on_disk(
+        mut self,
+        config: ShardConfig,
+        recovered: Recovered,
+        storage: StorageConfig,
+        disk: (Disk, StorageMetrics),
+    ) -> Self {
+        self.shard = Shard::recovered(config, recovered, storage);
+        self.disk = Some(disk);
+        self
     }
 
     /// The shard, to look at.
@@ -417,10 +439,41 @@ impl Node {
         let (counts, stats) = (self.shard.counts(), self.shard.stats());
         let (interests, behind, held_back) = self.shard.reader_counts();
         self.metrics.observe(&counts, &stats, (interests, behind, held_back), self.shard.is_serving());
+        if let Some((_, metrics)) = &self.disk {
+            metrics.observe(self.shard.storage());
+        }
+    }
+
+    /// Hears what the disk has done since the last turn.
+    fn hear_disk(&mut self, now: Nanos) {
+        let Some((disk, metrics)) = &self.disk else { return };
+        while let Some(done) = disk.poll() {
+            let before = self.shard.storage().map(Storage::state);
+            self.shard.handle_disk(&done, now);
+            let after = self.shard.storage().map(Storage::state);
+            if before == after {
+                continue;
+            }
+            metrics.observe(self.shard.storage());
+            let error = self.shard.storage().and_then(Storage::last_error);
+            match (after, error) {
+                (Some(StorageState::Failed), Some(error)) => {
+                    tracing::error!(%error, "the disk has failed: nothing is kept, everything else goes on");
+                }
+                (Some(state), _) => tracing::info!(state = state.label(), "storage"),
+                (None, _) => {}
+            }
+        }
     }
 }
 
 impl Role for Node {
+    fn started(&mut self, waker: Waker) {
+        if let Some((disk, _)) = &self.disk {
+            disk.wake(waker);
+        }
+    }
+
     fn handle(&mut self, event: Event<'_>, now: Nanos) {
         match event {
             Event::Accepted { conn, .. } => self.accept(conn, now),
@@ -432,6 +485,7 @@ impl Role for Node {
     }
 
     fn turn(&mut self, now: Nanos, sockets: &mut dyn Sockets) -> bool {
+        self.hear_disk(now);
         if now >= self.next_tick {
             self.shard.tick(now);
             self.next_tick = now.after(TICK);
@@ -442,11 +496,37 @@ impl Role for Node {
         self.metrics.serving.set(i64::from(self.shard.is_serving()));
         self.fill_buffers(now);
         self.send_buffers(now, sockets);
+        if let Some((disk, _)) = &self.disk {
+            while let Some(request) = self.shard.poll_disk(now) {
+                disk.submit(request);
+            }
+        }
         self.shard.has_backlog() || !self.dirty.is_empty()
     }
 
     fn wake_at(&self) -> Nanos {
-        self.next_tick
+        self.shard.disk_due().map_or(self.next_tick, |due| due.min(self.next_tick))
+    }
+
+    fn finish(&mut self) {
+        let Some((disk, _)) = &self.disk else { return };
+        let now = clock::now();
+        self.shard.seal(now);
+        loop {
+            while let Some(request) = self.shard.poll_disk_at_end(now) {
+                disk.submit(request);
+            }
+            if self.shard.is_disk_idle() {
+                return;
+            }
+            match disk.wait(DISK_END_MAX) {
+                Some(done) => self.shard.handle_disk(&done, now),
+                None => {
+                    tracing::error!("the disk does not answer: what was not written is left");
+                    return;
+                }
+            }
+        }
     }
 
     fn is_finished(&self) -> bool {

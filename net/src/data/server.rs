@@ -4,15 +4,17 @@ use std::net::SocketAddr;
 
 use anyhow::Context;
 use prometheus_client::registry::Registry;
-use slotcast_engine::shard::ShardConfig;
+use slotcast_engine::{recover::Recovered, shard::ShardConfig};
 
 use crate::{
     data::{
         metrics::DataMetrics,
         node::{Node, NodeLimits},
+        storage::{Opened, StorageMetrics, StorageOptions},
     },
     io::{
         clock,
+        disk::{DirectoryLock, Disk},
         pump::{self, Pump, PumpConfig},
         ring::RingConfig,
     },
@@ -31,6 +33,8 @@ pub struct DataOptions {
     pub reserve_publishers: usize,
     /// The CPU of the first shard; the others follow.
     pub first_cpu: Option<usize>,
+    /// Where slots are kept, if anywhere.
+    pub storage: Option<StorageOptions>,
 }
 
 /// A running data node.
@@ -39,15 +43,32 @@ pub struct DataServer {
     pub addrs: Vec<SocketAddr>,
     /// Metrics of each shard.
     pub metrics: Vec<DataMetrics>,
+    /// Metrics of each shard's durable side; none without storage.
+    pub storage: Vec<StorageMetrics>,
     pumps: Vec<Pump>,
+    _lock: Option<DirectoryLock>,
 }
 
 impl DataServer {
     /// Binds the ports and starts the shards.
     pub fn start(options: &DataOptions, registry: &mut Registry) -> anyhow::Result<Self> {
-        let mut server = Self { addrs: Vec::new(), metrics: Vec::new(), pumps: Vec::new() };
+        let (mut lock, mut recovered) = (None, Vec::new());
+        let mut options = options.clone();
+        if let Some(storage) = &options.storage {
+            let Opened { lock: held, epoch, shards } = storage.open(&options.shard)?;
+            (lock, recovered, options.shard.epoch) = (Some(held), shards, epoch);
+        }
+        let options = &options;
+        let mut server = Self {
+            addrs: Vec::new(),
+            metrics: Vec::new(),
+            storage: Vec::new(),
+            pumps: Vec::new(),
+            _lock: lock,
+        };
+        let mut recovered = recovered.into_iter();
         for shard in 0..options.shard.shards {
-            if let Err(error) = server.start_shard(options, shard, registry) {
+            if let Err(error) = server.start_shard(options, shard, recovered.next(), registry) {
                 server.stop()?;
                 return Err(error.context(format!("starting shard {shard}")));
             }
@@ -59,6 +80,7 @@ impl DataServer {
         &mut self,
         options: &DataOptions,
         shard: u32,
+        recovered: Option<Recovered>,
         registry: &mut Registry,
     ) -> anyhow::Result<()> {
         let ring = RingConfig {
@@ -84,9 +106,21 @@ impl DataServer {
             ring,
             listener: Some(listener),
         };
+        let disk = match (&options.storage, recovered) {
+            (Some(storage), Some(recovered)) => {
+                let disk = Disk::start(&format!("disk-{shard}"), &storage.folder)?;
+                let metrics = StorageMetrics::new(registry, shard);
+                self.storage.push(metrics.clone());
+                Some((recovered, storage.of_shard(&config), (disk, metrics)))
+            }
+            _ => None,
+        };
         let reserve = options.reserve_publishers.div_ceil(options.shard.shards as usize);
         self.pumps.push(Pump::start(pump, move || {
-            let mut node = Node::new(config, limits, run, metrics);
+            let mut node = Node::new(config.clone(), limits, run, metrics);
+            if let Some((recovered, storage, disk)) = disk {
+                node = node.on_disk(config, recovered, storage, disk);
+            }
             node.reserve(reserve);
             node
         })?);

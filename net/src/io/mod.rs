@@ -4,6 +4,8 @@ pub mod clock;
 
 pub mod ring;
 
+pub mod disk;
+
 pub mod role;
 
 pub mod pump;

@@ -106,9 +106,14 @@ fn run<R: Role + 'static>(
     if let Some(listener) = config.listener {
         sockets.listen_on(listener)?;
     }
-    started.send(sockets.waker()?).map_err(|_| anyhow!("nobody waits for this thread"))?;
+    let waker = sockets.waker()?;
+    started.send(waker.clone()).map_err(|_| anyhow!("nobody waits for this thread"))?;
     let _ended = Ended(stop);
-    pump(&mut sockets, &mut make(), stop).context("driving the sockets")
+    let mut role = make();
+    role.started(waker);
+    let result = pump(&mut sockets, &mut role, stop).context("driving the sockets");
+    role.finish();
+    result
 }
 
 /// Tells that the loop has ended, also when it ended in a panic.

@@ -2,10 +2,16 @@
 
 use slotcast_engine::id::Nanos;
 
-use crate::io::ring::{Event, Sockets};
+use crate::io::ring::{Event, Sockets, Waker};
 
 /// A data node, a session or a client as a state machine: events and time in, sends and closes out.
 pub trait Role {
+    /// Called once before all else, with what ends the loop's sleep from other threads.
+    fn started(&mut self, _waker: Waker) {}
+
+    /// Called once after the last turn: what has to be brought to an end is, though the loop is asked to stop.
+    fn finish(&mut self) {}
+
     /// Notes what happened. Called any number of times before a turn.
     fn handle(&mut self, event: Event<'_>, now: Nanos);
 

@@ -17,4 +17,6 @@ mod session_protocol;
 
 mod tiny_session;
 
+mod durable;
+
 mod sim;

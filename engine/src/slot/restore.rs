@@ -1,0 +1,92 @@
+//! A slot's state to disk and back: a scan in steps, and applying what was read.
+
+use super::{Place, Slot};
+use crate::{
+    batch::{Change, ChangeKind, Durability, Entry, write_change, write_name, write_put},
+    change_log::ChangeLog,
+    id::{DatumKey, Revision, SessionId},
+};
+
+/// How far a scan of a slot has come.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ScanCursor {
+    datum: usize,
+    publication: usize,
+}
+
+impl Slot {
+    /// Appends change entries that make up this slot's state to `out` until about `budget` bytes are written: names, then
+    /// live registrations as puts and tombstones as removals. Returns how many, and whether the scan is complete.
+    ///
+    /// The slot may change between two steps. What changed after the scan began may be in the scan or not; applying all
+    /// batches since the beginning over it gives the exact state.
+    pub fn scan(&self, cursor: &mut ScanCursor, budget: usize, out: &mut Vec<u8>) -> (u64, bool) {
+        let end = out.len() + budget;
+        let mut entries = 0;
+        while cursor.datum < self.datums.len() {
+            if out.len() >= end {
+                return (entries, false);
+            }
+            if let Some(datum) = &self.datums[cursor.datum] {
+                write_name(out, datum.key, &datum.name);
+                entries += 1;
+            }
+            cursor.datum += 1;
+        }
+        while cursor.publication < self.publications.len() {
+            if out.len() >= end {
+                return (entries, false);
+            }
+            let index = cursor.publication as u32;
+            let publication = self.publication(index);
+            if !matches!(publication.place, Place::Vacant) {
+                let change = Change {
+                    kind: ChangeKind::Put,
+                    durability: Durability::Ephemeral,
+                    datum: self.datum(publication.datum).key,
+                    register: publication.register,
+                    version: publication.version(),
+                    epoch: 0,
+                    owner: publication.owner,
+                };
+                match publication.place {
+                    Place::Live(_) => write_put(out, &change, self.record(index)),
+                    _ => write_change(out, &Change { kind: ChangeKind::Remove, ..change }),
+                }
+                entries += 1;
+            }
+            cursor.publication += 1;
+        }
+        (entries, true)
+    }
+
+    /// Applies an entry that was read from a disk. Returns whether its data id is known; a put of one that is not is left
+    /// out, as it must be when a later batch removes the data id again.
+    pub fn restore(&mut self, entry: Entry<'_>) -> bool {
+        let known = entry.change.kind == ChangeKind::Name || self.knows(entry.change.datum);
+        if known {
+            self.apply(entry, 1);
+            self.touched.clear();
+        }
+        known
+    }
+
+    /// Ends restoring: the slot goes on at `revision`, which no run has used, without history.
+    pub fn restored(&mut self, revision: Revision) {
+        debug_assert!(self.open.changes() == 0);
+        self.revision = revision;
+        self.log = ChangeLog::starting_at(revision);
+        for datum in self.datums.iter_mut().flatten() {
+            (datum.last_change, datum.idle_since, datum.latest) = (revision, revision, None);
+        }
+    }
+
+    /// The session incarnations that own registrations here.
+    pub fn owners(&self) -> impl Iterator<Item = SessionId> {
+        self.session_digests.iter().map(|(session, _)| *session)
+    }
+
+    fn knows(&self, datum: DatumKey) -> bool {
+        self.find_datum(datum).is_some()
+    }
+}

@@ -1,0 +1,413 @@
+//! Directories in memory: what a shard writes, damaged in every way that a disk can damage it, and read again.
+
+use std::{collections::BTreeMap, fs, path::Path};
+
+use slotcast_engine::{
+    change_log::ChangeLogLimits,
+    disk_op::{DiskDone, DiskError, DiskOp, DiskQueue, SECTOR_BYTES},
+    id::{DataId, DatumKey, Nanos, ReaderId, SessionId},
+    journal::JournalConfig,
+    recover::{Files, Layout, RecoverConfig, RecoverError, Recovered, recover},
+    shard::{Shard, ShardConfig},
+    storage::{StorageConfig, StorageState},
+};
+
+use crate::support::{Frame, List, MILLI, config, data_id, list_of, version};
+
+const SLOTS: u32 = 8;
+
+/// Files that are durable as soon as they are written.
+#[derive(Clone, Default, PartialEq, Debug)]
+struct Memory(BTreeMap<String, Vec<u8>>);
+
+impl Memory {
+    fn run(&mut self, op: DiskOp) {
+        match op {
+            DiskOp::Create { file } => _ = self.0.insert(file, Vec::new()),
+            DiskOp::Write { file, offset, bytes } => {
+                let content = self.0.get_mut(&file).expect("created before it is written");
+                assert!(
+                    offset.is_multiple_of(SECTOR_BYTES as u64) && bytes.len().is_multiple_of(SECTOR_BYTES)
+                );
+                content.resize(content.len().max(offset as usize + bytes.len()), 0);
+                content[offset as usize..offset as usize + bytes.len()].copy_from_slice(&bytes);
+            }
+            DiskOp::Rename { from, to } => {
+                let content = self.0.remove(&from).expect("there before it is renamed");
+                self.0.insert(to, content);
+            }
+            DiskOp::Delete { file } => _ = self.0.remove(&file),
+            DiskOp::Sync { .. } | DiskOp::SyncNames => {}
+        }
+    }
+
+    fn run_all(&mut self, queue: &mut DiskQueue) {
+        while let Some(request) = queue.take(usize::MAX) {
+            self.run(request.op);
+        }
+    }
+
+    fn files(&self, ending: &str) -> Vec<String> {
+        self.0.keys().filter(|name| name.ends_with(ending)).cloned().collect()
+    }
+
+    /// A directory of this repository.
+    fn fixture(name: &str) -> Self {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name);
+        let files = fs::read_dir(folder).expect("the fixture is there").map(|entry| {
+            let entry = entry.expect("a readable folder");
+            let bytes = fs::read(entry.path()).expect("a readable file");
+            (entry.file_name().to_string_lossy().into_owned(), bytes)
+        });
+        Self(files.collect())
+    }
+}
+
+impl Files for Memory {
+    fn list(&mut self) -> Result<Vec<(String, u64)>, String> {
+        Ok(self.0.iter().map(|(name, bytes)| (name.clone(), bytes.len() as u64)).collect())
+    }
+
+    fn read(&mut self, file: &str, offset: u64, bytes: &mut [u8]) -> Result<(), String> {
+        let content = self.0.get(file).ok_or("not there")?;
+        let part = content.get(offset as usize..offset as usize + bytes.len()).ok_or("behind the end")?;
+        bytes.copy_from_slice(part);
+        Ok(())
+    }
+}
+
+/// The lists that a directory holds, by data id, and what was read.
+fn recovered(
+    memory: &Memory,
+    shards: u32,
+) -> Result<(BTreeMap<DatumKey, List>, Vec<Recovered>), RecoverError> {
+    let mut memory = memory.clone();
+    let layout = Layout::read(&mut memory, SLOTS, &[])?;
+    let (mut lists, mut all) = (BTreeMap::new(), Vec::new());
+    for shard in 0..shards {
+        let config = recover_config(shard, shards, layout.next_epoch());
+        let found = recover(&layout, &mut memory, &config, &mut |_| ())?;
+        for slot in found.slots.values() {
+            let slot = &slot.slot;
+            lists.extend(slot.datums().map(|(datum, ..)| (datum, list_of(slot, datum))));
+        }
+        all.push(found);
+    }
+    Ok((lists, all))
+}
+
+fn recover_config(shard: u32, shards: u32, epoch: u32) -> RecoverConfig {
+    RecoverConfig {
+        slot_count: SLOTS,
+        slots: 0..=(SLOTS - 1) as u16,
+        shard,
+        shards,
+        epoch,
+        seed: 1,
+        change_log: ChangeLogLimits::default(),
+    }
+}
+
+/// A node of one shard on a directory.
+struct Kept {
+    shard: Shard,
+    memory: Memory,
+    now: Nanos,
+    sequence: u64,
+    full: bool,
+}
+
+impl Kept {
+    fn start(mut memory: Memory, segment_bytes: u64, journal_bytes_max: u64) -> Self {
+        let layout = Layout::read(&mut memory, SLOTS, &[]).expect("a directory that can be read");
+        let recover_config = recover_config(0, 1, layout.next_epoch());
+        let found = recover(&layout, &mut memory, &recover_config, &mut |_| ()).expect("it can be read");
+        let storage = StorageConfig {
+            journal: JournalConfig {
+                slot_count: SLOTS,
+                shard: 0,
+                shards: 1,
+                batch_records: 100,
+                batch_interval: 100 * MILLI,
+                segment_bytes,
+                waiting_bytes_max: 64 * 1024,
+                retry_interval: 100 * MILLI,
+            },
+            snapshot_rate: 1 << 30,
+            journal_bytes_max,
+        };
+        let config = ShardConfig { epoch: layout.next_epoch(), session_lease: 1 << 50, ..config(SLOTS) };
+        let shard = Shard::recovered(config, found, storage);
+        let mut kept = Self { shard, memory, now: Nanos(1), sequence: 0, full: false };
+        kept.settle();
+        kept.shard.handle_link_open(ReaderId(1), SessionId(1), 0, true, kept.now).expect("a session");
+        kept
+    }
+
+    /// Carries out what is asked for, without letting time pass.
+    fn disk(&mut self) {
+        self.shard.seal(self.now);
+        while let Some(request) = self.shard.poll_disk(self.now) {
+            let fails = self.full && matches!(request.op, DiskOp::Create { .. } | DiskOp::Write { .. });
+            let result = if fails { Err(DiskError::NoSpace) } else { Ok(()) };
+            if !fails {
+                self.memory.run(request.op);
+            }
+            self.shard.handle_disk(&DiskDone { id: request.id, result }, self.now);
+        }
+    }
+
+    /// Lets time pass until everything is on the disk.
+    fn settle(&mut self) {
+        for _ in 0..50 {
+            self.now = self.now.after(20 * MILLI);
+            self.disk();
+        }
+        assert!(self.full || self.shard.is_disk_idle());
+    }
+
+    fn write(&mut self, frame: &Frame) {
+        self.sequence += 1;
+        self.shard.handle_write(ReaderId(1), self.sequence, &frame.bytes, self.now).expect("taken");
+        self.disk();
+    }
+
+    /// Puts `count` registrations of some data ids, under numbers from `from` on.
+    fn fill(&mut self, from: u64, count: u64) {
+        for number in from..from + count {
+            let id = service(number % 5);
+            let payload = format!("payload of {number}");
+            let frame = Frame::of(1).name(&id).put(&id, number, version(number, 1), 7, payload.as_bytes());
+            self.write(&frame);
+            if number % 3 == 2 {
+                let id = service((number - 1) % 5);
+                self.write(&Frame::of(1).remove(&id, number - 1, version(number, 1)));
+            }
+        }
+        self.settle();
+    }
+
+    fn lists(&self) -> BTreeMap<DatumKey, List> {
+        let mut lists = BTreeMap::new();
+        for slot in self.shard.slots() {
+            lists.extend(slot.datums().map(|(datum, ..)| (datum, list_of(slot, datum))));
+        }
+        lists
+    }
+
+    fn state(&self) -> StorageState {
+        self.shard.storage().expect("a shard with storage").state()
+    }
+}
+
+fn service(number: u64) -> DataId {
+    data_id(&format!("kept-{number}"))
+}
+
+/// A directory with several segments and no snapshots.
+fn journal_only() -> (Memory, BTreeMap<DatumKey, List>) {
+    let mut kept = Kept::start(Memory::default(), 16 * 1024, u64::MAX);
+    for round in 0..8 {
+        kept.fill(round * 100, 10);
+    }
+    assert!(kept.memory.files(".scj").len() >= 3 && kept.memory.files(".scs").is_empty());
+    (kept.memory.clone(), kept.lists())
+}
+
+#[test]
+fn what_was_written_is_read_back_by_any_number_of_shards() {
+    let (memory, lists) = journal_only();
+    assert!(lists.values().map(List::len).sum::<usize>() > 40);
+    for shards in [1, 2, 3, 7] {
+        let (found, _) = recovered(&memory, shards).expect("a good directory");
+        assert_eq!(found, lists, "{shards} shards");
+    }
+}
+
+#[test]
+fn journal_files_go_behind_snapshots_and_a_restart_needs_neither_more_nor_less() {
+    let mut kept = Kept::start(Memory::default(), 16 * 1024, 32 * 1024);
+    for round in 0..40 {
+        kept.fill(round * 100, 10);
+    }
+    assert!(!kept.memory.files(".scs").is_empty() && kept.memory.files(".tmp").is_empty());
+    assert!(kept.memory.files(".scj").len() <= 6, "{:?}", kept.memory.files(".scj"));
+    let (found, _) = recovered(&kept.memory, 1).expect("a good directory");
+    assert_eq!(found, kept.lists());
+    // The next run lets go of the earlier one's journal, though nobody writes.
+    let mut next = Kept::start(kept.memory.clone(), 16 * 1024, 32 * 1024);
+    next.settle();
+    assert_eq!((next.lists(), next.memory.files(".scj").len()), (kept.lists(), 1));
+    assert!(next.shard.epoch() > kept.shard.epoch());
+    assert_eq!(recovered(&next.memory, 1).expect("a good directory").0, kept.lists());
+}
+
+#[test]
+fn a_slot_that_lies_idle_does_not_keep_journal_files() {
+    let mut kept = Kept::start(Memory::default(), 16 * 1024, 32 * 1024);
+    kept.fill(0, 1);
+    for number in 1..2000u64 {
+        let id = service(1);
+        kept.write(&Frame::of(1).name(&id).put(&id, 1, version(number, 1), 7, &[number as u8; 100]));
+        kept.now = kept.now.after(60 * MILLI);
+    }
+    kept.settle();
+    assert!(kept.memory.files(".scj").len() <= 6, "{:?}", kept.memory.files(".scj"));
+    assert_eq!(recovered(&kept.memory, 1).expect("a good directory").0, kept.lists());
+}
+
+#[test]
+fn a_torn_end_is_cut_off_and_reported() {
+    let (memory, lists) = journal_only();
+    let last = memory.files(".scj").pop().expect("a journal");
+    let bytes = memory.0[&last].len();
+    for cut in [1, 100, SECTOR_BYTES - 1, SECTOR_BYTES] {
+        let mut torn = memory.clone();
+        torn.0.get_mut(&last).expect("it is there").truncate(bytes - cut);
+        let (found, all) = recovered(&torn, 1).expect("only the end is torn");
+        let reported = all[0].report.torn.first().map(|(file, ..)| file.clone());
+        let whole_block = cut == SECTOR_BYTES;
+        assert_eq!(reported, (!whole_block).then(|| last.clone()), "cut by {cut}");
+        assert_ne!(found, lists, "the last block is gone");
+    }
+}
+
+#[test]
+fn every_flipped_bit_before_the_last_block_is_refused_by_file_and_offset() {
+    let (memory, _) = journal_only();
+    let mut files = memory.files(".scj");
+    let last = files.pop().expect("a journal");
+    let end = memory.0[&last].len() - SECTOR_BYTES;
+    for (file, bytes) in files.iter().map(|file| (file, memory.0[file].len())).chain([(&last, end)]) {
+        for block in (0..bytes).step_by(SECTOR_BYTES) {
+            // One in the header, one in the content of each block.
+            for at in [block + 20, block + 70] {
+                let mut broken = memory.clone();
+                broken.0.get_mut(file).expect("it is there")[at] ^= 4;
+                match recovered(&broken, 1).map(|(lists, _)| lists) {
+                    Err(RecoverError::Damaged { file: named, offset, .. }) => {
+                        assert_eq!((&named, offset), (file, block as u64), "byte {at}");
+                    }
+                    other => panic!("{file}, byte {at}: {other:?}"),
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_missing_journal_file_is_refused_by_name() {
+    let (memory, _) = journal_only();
+    let files = memory.files(".scj");
+    for lost in &files[..files.len() - 1] {
+        let mut broken = memory.clone();
+        broken.0.remove(lost);
+        let error = recovered(&broken, 1).map(|(lists, _)| lists).expect_err("a file is missing");
+        assert!(matches!(&error, RecoverError::Missing { file, .. } if file == lost), "{error}");
+    }
+}
+
+#[test]
+fn damaged_and_missing_snapshots_are_refused_by_name() {
+    let mut kept = Kept::start(Memory::default(), 16 * 1024, 32 * 1024);
+    for round in 0..40 {
+        kept.fill(round * 100, 10);
+    }
+    for file in kept.memory.files(".scs") {
+        for at in (0..kept.memory.0[&file].len()).step_by(SECTOR_BYTES).map(|block| block + 66) {
+            let mut broken = kept.memory.clone();
+            broken.0.get_mut(&file).expect("it is there")[at] ^= 1;
+            let error = recovered(&broken, 1).map(|(lists, _)| lists).expect_err("damage");
+            assert!(matches!(&error, RecoverError::Damaged { file: named, .. } if *named == file), "{error}");
+        }
+        let mut cut = kept.memory.clone();
+        cut.0.get_mut(&file).expect("it is there").truncate(2 * SECTOR_BYTES);
+        assert!(matches!(recovered(&cut, 1), Err(RecoverError::Damaged { .. })), "{file} without its end");
+        let mut lost = kept.memory.clone();
+        lost.0.remove(&file);
+        if let Ok((found, _)) = recovered(&lost, 1) {
+            panic!("{file} is lost, and {} data ids are taken for all", found.len());
+        }
+    }
+}
+
+#[test]
+fn foreign_files_and_another_slot_count_are_refused() {
+    let (memory, _) = journal_only();
+    for name in ["notes.txt", "slot-1.scs", "slot-00001.scs.old", "journal-1-0-0.scj", "lock2"] {
+        let mut more = memory.clone();
+        more.0.insert(name.into(), vec![1]);
+        let error = recovered(&more, 1).map(|(lists, _)| lists).expect_err("a foreign file");
+        assert_eq!(error, RecoverError::Foreign(name.into()));
+    }
+    let error = Layout::read(&mut memory.clone(), 16, &[]).err().expect("another slot count");
+    assert!(matches!(error, RecoverError::Settings { .. }), "{error}");
+}
+
+#[test]
+fn a_full_disk_is_survived_and_everything_is_whole_afterwards() {
+    let mut kept = Kept::start(Memory::default(), 16 * 1024, u64::MAX);
+    kept.fill(0, 10);
+    let before = kept.lists();
+    kept.full = true;
+    kept.fill(100, 10);
+    assert_eq!(kept.state(), StorageState::Failed);
+    assert_ne!(kept.lists(), before, "ephemeral service goes on");
+    assert_eq!(recovered(&kept.memory, 1).expect("what was there").0, before);
+    kept.full = false;
+    kept.settle();
+    assert_eq!(kept.state(), StorageState::Whole);
+    assert_eq!(recovered(&kept.memory, 1).expect("whole again").0, kept.lists());
+    kept.fill(200, 10);
+    assert_eq!(recovered(&kept.memory, 1).expect("and going on").0, kept.lists());
+}
+
+#[test]
+fn another_shard_count_takes_everything_along() {
+    let (mut memory, lists) = journal_only();
+    let mut epochs = Vec::new();
+    for shards in [2, 3, 1] {
+        let layout = Layout::read(&mut memory, SLOTS, &[]).expect("a good directory");
+        epochs.push(layout.next_epoch());
+        let mut queue = DiskQueue::default();
+        for shard in 0..shards {
+            let config = recover_config(shard, shards, layout.next_epoch());
+            let found = recover(&layout, &mut memory, &config, &mut |_| ()).expect("a good directory");
+            layout.reshard(&config, &found, &mut queue);
+        }
+        layout.retire(&mut queue);
+        memory.run_all(&mut queue);
+        assert!(memory.files(".scj").is_empty());
+        assert_eq!(recovered(&memory, shards).expect("a good directory").0, lists, "{shards} shards");
+        assert_eq!(Layout::read(&mut memory, SLOTS, &[]).expect("good").next_epoch(), epochs[0]);
+    }
+}
+
+/// Writes the fixture that this version would write. Run with `--ignored` once per version of the format.
+#[test]
+#[ignore = "writes into the source tree"]
+fn write_the_fixture_of_this_version() {
+    let mut kept = Kept::start(Memory::default(), 16 * 1024, 32 * 1024);
+    for round in 0..16 {
+        kept.fill(round * 100, 10);
+    }
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/version-1");
+    fs::create_dir_all(&folder).expect("a folder");
+    for (name, bytes) in &kept.memory.0 {
+        fs::write(folder.join(name), bytes).expect("a file");
+    }
+}
+
+#[test]
+fn the_fixture_of_version_1_is_still_read() {
+    let memory = Memory::fixture("version-1");
+    assert!(!memory.files(".scj").is_empty() && !memory.files(".scs").is_empty());
+    // What wrote it wrote the same into memory.
+    let mut kept = Kept::start(Memory::default(), 16 * 1024, 32 * 1024);
+    for round in 0..16 {
+        kept.fill(round * 100, 10);
+    }
+    let (found, all) = recovered(&memory, 1).expect("a good directory");
+    assert_eq!(found, kept.lists());
+    assert!(all[0].report.snapshots > 0 && all[0].report.batches > 0 && all[0].report.torn.is_empty());
+}

@@ -1,0 +1,127 @@
+//! A data directory before a node serves: locked, read by recovery, cleaned up. Plain blocking calls.
+
+use std::{
+    fs::{File, TryLockError},
+    io::{self, Write},
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, bail};
+use slotcast_engine::{
+    disk_op::{DiskOp, DiskQueue},
+    recover::Files,
+};
+
+/// The file that a running node holds a lock on.
+pub const LOCK_FILE: &str = "lock";
+
+/// A data directory that no other process uses.
+pub struct DirectoryLock {
+    _file: File,
+}
+
+impl DirectoryLock {
+    /// Makes the directory if it is not there, and locks it.
+    pub fn take(folder: &Path) -> anyhow::Result<Self> {
+        std::fs::create_dir_all(folder)
+            .with_context(|| format!("cannot make the data directory {}", folder.display()))?;
+        let path = folder.join(LOCK_FILE);
+        let mut file = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&path)
+            .with_context(|| format!("cannot open {}", path.display()))?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => bail!(
+                "another data node uses the data directory {}: stop it, or set data.data_dir",
+                folder.display()
+            ),
+            Err(TryLockError::Error(error)) => {
+                return Err(error).with_context(|| format!("cannot lock {}", path.display()));
+            }
+        }
+        file.set_len(0)?;
+        writeln!(file, "{}", std::process::id())?;
+        Ok(Self { _file: file })
+    }
+}
+
+/// The files of a directory, read and changed by blocking calls.
+pub struct DirectoryFiles {
+    folder: PathBuf,
+    open: Option<(String, File)>,
+}
+
+impl DirectoryFiles {
+    /// The files in `folder`.
+    pub fn new(folder: &Path) -> Self {
+        Self { folder: folder.to_path_buf(), open: None }
+    }
+
+    /// Carries out everything that is queued; stops at the first error.
+    pub fn carry_out(&mut self, queue: &mut DiskQueue) -> anyhow::Result<()> {
+        while let Some(request) = queue.take(usize::MAX) {
+            let file = match &request.op {
+                DiskOp::Create { file }
+                | DiskOp::Write { file, .. }
+                | DiskOp::Sync { file }
+                | DiskOp::Delete { file }
+                | DiskOp::Rename { to: file, .. } => file.clone(),
+                DiskOp::SyncNames => String::new(),
+            };
+            self.run(request.op)
+                .with_context(|| format!("cannot write {}", self.folder.join(file).display()))?;
+        }
+        Ok(())
+    }
+
+    fn run(&mut self, op: DiskOp) -> io::Result<()> {
+        match op {
+            DiskOp::Create { file } => {
+                let options = File::options().read(true).write(true).create(true).truncate(true).clone();
+                self.open = Some((file.clone(), options.open(self.folder.join(file))?));
+            }
+            DiskOp::Write { file, offset, bytes } => self.file(&file)?.write_all_at(&bytes, offset)?,
+            DiskOp::Sync { file } => self.file(&file)?.sync_data()?,
+            DiskOp::Rename { from, to } => {
+                self.open = None;
+                std::fs::rename(self.folder.join(from), self.folder.join(to))?;
+            }
+            DiskOp::Delete { file } => match std::fs::remove_file(self.folder.join(file)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            },
+            DiskOp::SyncNames => File::open(&self.folder)?.sync_all()?,
+        }
+        Ok(())
+    }
+
+    fn file(&mut self, name: &str) -> io::Result<&File> {
+        if self.open.as_ref().is_none_or(|(open, _)| open != name) {
+            let options = File::options().read(true).clone();
+            self.open = Some((name.to_string(), options.open(self.folder.join(name))?));
+        }
+        self.open.as_ref().map(|(_, file)| file).ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+}
+
+impl Files for DirectoryFiles {
+    fn list(&mut self) -> Result<Vec<(String, u64)>, String> {
+        let mut files = Vec::new();
+        for entry in std::fs::read_dir(&self.folder).map_err(|error| error.to_string())? {
+            let entry = entry.map_err(|error| error.to_string())?;
+            let bytes = entry.metadata().map_err(|error| error.to_string())?.len();
+            files.push((entry.file_name().to_string_lossy().into_owned(), bytes));
+        }
+        files.sort();
+        Ok(files)
+    }
+
+    fn read(&mut self, file: &str, offset: u64, bytes: &mut [u8]) -> Result<(), String> {
+        let file = self.file(file).map_err(|error| error.to_string())?;
+        file.read_exact_at(bytes, offset).map_err(|error| error.to_string())
+    }
+}

@@ -1,0 +1,252 @@
+//! Data nodes that keep their slots on a disk, as real processes: killed, restarted, and started where they must not.
+
+use std::{
+    io::{BufRead, BufReader, Read},
+    net::SocketAddr,
+    path::Path,
+    process::{Child, Command, Stdio},
+};
+
+use slotcast_engine::id::DataId;
+use slotcast_net::{
+    client::{Client, ClientConfig},
+    config::Config,
+    process::SessionProcess,
+    session::config::Routes,
+};
+
+use crate::cluster::{PATIENCE, View, get, metric, until, until_list, until_metric};
+
+fn id(service: &str) -> DataId {
+    DataId::new("public", "default", service).unwrap()
+}
+
+/// A data node as a process of its own.
+struct DataChild {
+    child: Child,
+    shards: Vec<SocketAddr>,
+    http: SocketAddr,
+}
+
+impl DataChild {
+    fn command(folder: &Path, addr: &str, shards: u32, more: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_slotcast"));
+        command
+            .arg("data")
+            .arg("--set")
+            .arg(format!("nodes=[{{id=\"data-1\",addr=\"{addr}\",shards={shards},slots=[0,1023]}}]"));
+        command.arg("--set").arg(format!("data.data_dir=\"{}\"", folder.display()));
+        let settings = ["data.storage=disk", "data.http=127.0.0.1:0", "data.settle=20ms"];
+        settings.iter().chain(more).for_each(|setting| _ = command.arg("--set").arg(setting));
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    fn start(folder: &Path, addr: &str, shards: u32, more: &[&str]) -> Self {
+        let mut child = Self::command(folder, addr, shards, more).stderr(Stdio::inherit()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let (shards, http) = line.trim().split_once("], http ").expect("the line of a ready node");
+        let shards = shards.trim_start_matches("ready: shards [").split(", ");
+        Self {
+            child,
+            shards: shards.map(|addr| addr.parse().unwrap()).collect(),
+            http: http.parse().unwrap(),
+        }
+    }
+
+    /// SIGKILL, as dropping does.
+    fn kill(self) {
+        drop(self);
+    }
+
+    fn session(&self) -> SessionProcess {
+        let settings = ["session.http=127.0.0.1:0", "session.listen=127.0.0.1:0", "session.clients_max=50"];
+        let config = Config::load(None, &settings.map(String::from)).unwrap();
+        let routes = Routes::to_node(config.slot_count, self.shards.clone());
+        SessionProcess::start(&config, Some(routes)).unwrap()
+    }
+
+    /// Waits until this many publishers are there and everything is on the disk.
+    fn until_durable(&self, publishers: usize) {
+        until_metric(self.http, "data_publishers", "", |count| count as usize == publishers);
+        until_metric(self.http, "data_journal_batches_waiting", "", |count| count == 0.0);
+    }
+}
+
+impl Drop for DataChild {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn client(session: &SessionProcess) -> Client {
+    Client::connect(ClientConfig::new([session.server.addr])).unwrap()
+}
+
+fn until_free(addr: &str) {
+    let begin = std::time::Instant::now();
+    while let Err(error) = std::net::TcpListener::bind(addr) {
+        assert!(begin.elapsed() < PATIENCE, "{addr}: {error}");
+        std::thread::yield_now();
+    }
+}
+
+/// What a process says that has to end by itself.
+fn said(command: &mut Command) -> String {
+    let mut child = command.spawn().unwrap();
+    let mut said = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(1), "{said}");
+    said
+}
+
+#[test]
+fn what_is_durable_is_there_after_kill_9_though_nobody_tells_it_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut expected = 0;
+    let mut epochs = Vec::new();
+    for (round, shards) in [(0, 1), (1, 2), (2, 3), (3, 1)] {
+        let node = DataChild::start(folder.path(), "127.0.0.1:0", shards, &[]);
+        // Nobody has linked yet: all of this is from the disk.
+        until_metric(node.http, "data_publishers", "", |count| count as usize == expected);
+        let session = node.session();
+        let publisher = client(&session);
+        for service in 0..50 {
+            publisher.publish(&id(&format!("{round}-{service}")), "host", "zone", b"payload").unwrap();
+        }
+        expected += 50;
+        node.until_durable(expected);
+        // The session and its client are still there when the node goes, and never come back.
+        node.kill();
+        let output = Command::new(env!("CARGO_BIN_EXE_slotcast"))
+            .arg("check-data")
+            .arg(folder.path())
+            .output()
+            .unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(text.starts_with(&format!("good: {expected} publishers")), "{text}");
+        let epoch: u32 = text.lines().next().unwrap().rsplit(' ').next().unwrap().parse().unwrap();
+        epochs.push(epoch);
+        drop(publisher);
+        session.server.stop().unwrap();
+    }
+    assert!(epochs.is_sorted_by(|a, b| a < b), "{epochs:?}");
+}
+
+#[test]
+fn kill_9_under_load_takes_nothing_from_a_reader() {
+    let folder = tempfile::tempdir().unwrap();
+    // An address that nobody else uses, so that its ports are free again.
+    let (addr, second) = ("127.9.7.6:7620", "127.9.7.6:7621");
+    let mut node = DataChild::start(folder.path(), addr, 2, &[]);
+    let session = node.session();
+    let (publisher, reader) = (client(&session), client(&session));
+    let services: Vec<DataId> = (0..20).map(|service| id(&format!("loaded-{service}"))).collect();
+    let registrations: Vec<_> =
+        services.iter().map(|id| publisher.publish(id, "host", "", b"0").unwrap()).collect();
+    let mut views: Vec<View> = services.iter().map(|_| View::default()).collect();
+    for (id, view) in services.iter().zip(&mut views) {
+        reader.subscribe(id).unwrap();
+        until_list(&reader, view, id, &[b"0"]);
+    }
+    for round in 1..=3u8 {
+        // Changes are on their way when the node is killed, and more come while it is away.
+        for step in 0..50u8 {
+            for (id, registration) in services.iter().zip(&registrations) {
+                publisher.republish(*registration, id, "host", "", &[round, step]).unwrap();
+            }
+            if step == 25 {
+                node.kill();
+                // The kernel takes the killed process's rings down in its own time.
+                [addr, second].into_iter().for_each(until_free);
+                node = DataChild::start(folder.path(), addr, 2, &[]);
+            }
+        }
+        let last: &[u8] = &[round, 49];
+        until(&reader, |update| {
+            for (id, view) in services.iter().zip(&mut views) {
+                view.take(id, update);
+                assert!(!view.payloads.is_empty(), "{id} became empty");
+            }
+            views.iter().all(|view| view.values() == [last])
+        });
+        assert!(views.iter().all(|view| view.removals_seen == 0), "a reader was told of a removal");
+    }
+    node.until_durable(20);
+    drop((publisher, reader));
+    session.server.stop().unwrap();
+    node.kill();
+}
+
+#[test]
+fn a_directory_that_cannot_be_used_is_refused_with_a_word_on_why() {
+    let folder = tempfile::tempdir().unwrap();
+    let node = DataChild::start(folder.path(), "127.0.0.1:0", 1, &[]);
+    let second = said(&mut DataChild::command(folder.path(), "127.0.0.1:0", 1, &[]));
+    assert!(second.contains("another data node uses the data directory"), "{second}");
+    assert_eq!(get(node.http, "/readyz").0 / 100, 5, "not before a session has linked");
+    node.kill();
+    std::fs::write(folder.path().join("notes.txt"), "mine").unwrap();
+    let foreign = said(&mut DataChild::command(folder.path(), "127.0.0.1:0", 1, &[]));
+    assert!(foreign.contains("notes.txt does not belong into a data directory"), "{foreign}");
+    let checked = Command::new(env!("CARGO_BIN_EXE_slotcast")).arg("check-data").arg(folder.path()).output();
+    assert!(String::from_utf8(checked.unwrap().stderr).unwrap().contains("notes.txt"));
+    std::fs::remove_file(folder.path().join("notes.txt")).unwrap();
+    let other = said(&mut DataChild::command(folder.path(), "127.0.0.1:0", 1, &["slot_count=2048"]));
+    assert!(other.contains("slot 1024 is given to no node"), "{other}");
+}
+
+/// A small file system in memory, if this process may mount one.
+struct SmallDisk(tempfile::TempDir);
+
+impl SmallDisk {
+    fn mount() -> Option<Self> {
+        let folder = tempfile::tempdir().unwrap();
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", "size=2m", "tmpfs"])
+            .arg(folder.path())
+            .stderr(Stdio::null())
+            .status();
+        mounted.is_ok_and(|status| status.success()).then_some(Self(folder))
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(self.0.path()).status();
+    }
+}
+
+#[test]
+fn a_full_disk_stops_nothing_and_what_is_there_is_kept_once_there_is_space() {
+    let Some(disk) = SmallDisk::mount() else {
+        eprintln!("skipped: this process may not mount a file system");
+        return;
+    };
+    let ballast = disk.0.path().join("ballast");
+    let folder = disk.0.path().join("data");
+    let node = DataChild::start(&folder, "127.0.0.1:0", 1, &["data.disk_retry_interval=50ms"]);
+    let session = node.session();
+    let publisher = client(&session);
+    publisher.publish(&id("before"), "host", "", b"1").unwrap();
+    node.until_durable(1);
+    // Filled to the last byte.
+    let filled = std::fs::write(&ballast, vec![0; 8 << 20]);
+    assert!(filled.is_err(), "the disk is full");
+    publisher.publish(&id("during"), "host", "", &[7; 20_000]).unwrap();
+    until_metric(node.http, "data_storage_state", "kind=\"failed\"", |failed| failed == 1.0);
+    until_metric(node.http, "data_publishers", "", |count| count == 2.0);
+    assert!(get(node.http, "/readyz").1.contains("the disk has failed"));
+    std::fs::remove_file(&ballast).unwrap();
+    until_metric(node.http, "data_storage_state", "kind=\"whole\"", |whole| whole == 1.0);
+    assert!(metric(node.http, "data_storage_failures", "") >= 1.0);
+    node.until_durable(2);
+    node.kill();
+    let node = DataChild::start(&folder, "127.0.0.1:0", 1, &[]);
+    until_metric(node.http, "data_publishers", "", |count| count == 2.0);
+    drop(publisher);
+    session.server.stop().unwrap();
+    node.kill();
+}
