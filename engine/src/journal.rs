@@ -528,7 +528,7 @@ impl Journal {
         (self.state, self.opened) = (JournalState::Open, true);
     }
 
-    /// Puts one block under way, and the head of a segment before it where one is begun.
+    /// Puts one block under way: the head of a segment where one is begun, or what waits.
     fn take_off(&mut self, disk: &mut DiskQueue) {
         let (mut sequence, mut chain) = (self.sequence, self.chain);
         let (mut segment, mut offset, mut epochs_to) = (self.segment, self.offset, self.epochs_to);
@@ -562,7 +562,8 @@ impl Journal {
         }
         let file = SegmentId { segment, ..self.position() }.file();
         let mut last = first.map(|_| disk.push(DiskOp::SyncNames));
-        if self.waiting_bytes() > 0 && self.state == JournalState::Open {
+        // No block before the head is known to be there: one behind a damaged head would be taken for damage.
+        if first.is_none() && self.waiting_bytes() > 0 && self.state == JournalState::Open {
             let mut bytes = std::mem::replace(&mut self.waiting, block::begin());
             let stream = self.position().stream();
             chain = block::seal(&mut bytes, BlockKind::Frames, stream, sequence, chain);

@@ -11,7 +11,7 @@ use crate::{
     slot::{ScanCursor, Slot},
 };
 
-/// Bytes of one block of entries, about.
+/// Bytes of one block of entries, about, unless told otherwise.
 pub const STEP_BYTES: usize = 256 * 1024;
 const HEAD_BYTES: usize = 32;
 const END_BYTES: usize = 16;
@@ -113,6 +113,7 @@ pub struct Scan {
     pub first: OpId,
     /// Bytes written.
     pub bytes: u64,
+    step: usize,
     cursor: ScanCursor,
     sequence: u64,
     chain: u64,
@@ -120,14 +121,16 @@ pub struct Scan {
 }
 
 impl Scan {
-    /// Begins a snapshot of `slot` as it is now. Of the head, slot and revision say what the scan is.
-    pub fn begin(head: SnapshotHead, disk: &mut DiskQueue) -> Self {
+    /// Begins a snapshot of `slot` as it is now. Of the head, slot and revision say what the scan is; `step` is
+    /// the size of its blocks, about.
+    pub fn begin(head: SnapshotHead, step: usize, disk: &mut DiskQueue) -> Self {
         let mut scan = Self {
             slot: head.slot,
             revision: head.revision,
             phase: Phase::Scanning,
             first: disk.push(DiskOp::Create { file: temporary(head.slot) }),
             bytes: 0,
+            step,
             cursor: ScanCursor::default(),
             sequence: 0,
             chain: 0,
@@ -161,7 +164,7 @@ impl Scan {
     /// Writes a whole snapshot at once and gives it its place, for a slot that nobody changes meanwhile. The names have to be
     /// made durable afterwards.
     pub fn whole(head: SnapshotHead, slot: &Slot, disk: &mut DiskQueue) {
-        let mut scan = Self::begin(head, disk);
+        let mut scan = Self::begin(head, STEP_BYTES, disk);
         while scan.phase == Phase::Scanning {
             scan.step(slot, disk);
         }
@@ -170,7 +173,7 @@ impl Scan {
 
     fn blocks(&mut self, slot: &Slot) -> (Vec<Vec<u8>>, bool) {
         let mut bytes = block::begin();
-        let (entries, complete) = slot.scan(&mut self.cursor, STEP_BYTES, &mut bytes);
+        let (entries, complete) = slot.scan(&mut self.cursor, self.step, &mut bytes);
         self.entries += entries;
         let mut blocks = vec![self.seal(bytes, BlockKind::Entries)];
         if complete {

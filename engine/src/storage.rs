@@ -12,7 +12,7 @@ use crate::{
     journal::{Fate, Journal, JournalConfig, JournalState, SegmentId},
     recover::Recovered,
     slots::Slots,
-    snapshot::{Phase, STEP_BYTES, Scan, SnapshotHead, temporary},
+    snapshot::{Phase, Scan, SnapshotHead, temporary},
 };
 
 /// Operations under way at once: more are kept back.
@@ -25,6 +25,8 @@ pub struct StorageConfig {
     pub journal: JournalConfig,
     /// Bytes per second that snapshots are written with.
     pub snapshot_rate: u64,
+    /// Bytes that a snapshot's scan reads at once, about.
+    pub snapshot_step: usize,
     /// Bytes of journal files above which the oldest slots are snapshotted, so that files can go.
     pub journal_bytes_max: u64,
 }
@@ -268,12 +270,12 @@ impl Storage {
         self.disk.take(OPERATIONS_MAX)
     }
 
-    /// When [`Storage::turn`] has something to do although nothing happens.
+    /// When the end of a turn has something to do although nothing happens.
     pub fn wake_at(&self) -> Option<Nanos> {
         let block = self.journal.due_at();
         let scanning = self.scan.as_ref().is_some_and(|scan| scan.phase == Phase::Scanning);
         let step = (scanning && self.writes_under_way.len() < 2).then(|| {
-            let lacking = (STEP_BYTES as u64).saturating_sub(self.allowance);
+            let lacking = (self.config.snapshot_step as u64).saturating_sub(self.allowance);
             let nanos =
                 u128::from(lacking) * u128::from(Nanos::SECOND) / u128::from(self.config.snapshot_rate);
             self.allowed_at.unwrap_or_default().after(nanos as u64 + 1)
@@ -326,7 +328,7 @@ impl Storage {
     fn earn(&mut self, now: Nanos) {
         let since = self.allowed_at.replace(now).map_or(0, |at| now.since(at));
         let earned = u128::from(self.config.snapshot_rate) * u128::from(since) / u128::from(Nanos::SECOND);
-        self.allowance = (self.allowance + earned as u64).min(4 * STEP_BYTES as u64);
+        self.allowance = (self.allowance + earned as u64).min(4 * self.config.snapshot_step as u64);
     }
 
     fn snapshot(&mut self, slots: &Slots) {
@@ -341,7 +343,7 @@ impl Storage {
                 revision: slot.revision(),
                 epochs_to: self.journal.epochs_to(),
             };
-            let scan = Scan::begin(head, &mut self.disk);
+            let scan = Scan::begin(head, self.config.snapshot_step, &mut self.disk);
             let disk = self.slots.entry(slot.id()).or_default();
             disk.since_scan = None;
             if disk.gap {
@@ -352,7 +354,7 @@ impl Storage {
         let Some(scan) = self.scan.as_mut() else { return };
         let Some(slot) = slots.get(scan.slot) else { return self.abandon_scan() };
         while scan.phase == Phase::Scanning
-            && self.allowance >= STEP_BYTES as u64
+            && self.allowance >= self.config.snapshot_step as u64
             && self.writes_under_way.len() < 2
         {
             let bytes = scan.step(slot, &mut self.disk) as u64;

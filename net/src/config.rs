@@ -15,6 +15,7 @@ use slotcast_engine::{
     journal::JournalConfig,
     limits::{SLOTS_DEFAULT, SLOTS_MAX},
     shard::ShardConfig,
+    snapshot::STEP_BYTES,
     storage::StorageConfig,
 };
 
@@ -421,6 +422,7 @@ impl Config {
         let storage = StorageConfig {
             journal,
             snapshot_rate: data.snapshot_rate,
+            snapshot_step: STEP_BYTES,
             journal_bytes_max: data.journal_bytes_max,
         };
         StorageOptions { folder: data.data_dir.clone(), storage }

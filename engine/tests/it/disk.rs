@@ -134,6 +134,7 @@ impl Kept {
                 retry_interval: 100 * MILLI,
             },
             snapshot_rate: 1 << 30,
+            snapshot_step: 4096,
             journal_bytes_max,
         };
         let config = ShardConfig { epoch: layout.next_epoch(), session_lease: 1 << 50, ..config(SLOTS) };
