@@ -134,7 +134,8 @@ pub struct SessionSection {
     pub subscriptions_max: u32,
     /// Frames concatenated in one write to one client, 1 to 128.
     pub push_batch_max: usize,
-    /// Shortest time between two rounds of writes.
+    /// A round of writes takes at least this long, spread evenly over those with news when it begins; so a client is written to at
+    /// most about this often. Zero: as soon as may be.
     #[serde(with = "humantime_serde")]
     pub push_interval_min: Duration,
     /// A client that takes nothing for this long counts as slow.
@@ -159,6 +160,9 @@ pub struct SessionSection {
     pub heartbeat_interval: Duration,
     /// `SO_SNDBUF` of client sockets in bytes (the kernel doubles it).
     pub client_send_buffer: u32,
+    /// TCP congestion control of client sockets, by the kernel's name for it; `system` leaves the system's. A push is a short
+    /// write to a connection that is mostly silent: what a pacing algorithm such as BBR does for each costs more than it gains.
+    pub client_congestion_control: String,
     /// The CPU of the first core; not pinned if absent.
     pub cpu: Option<usize>,
 }
@@ -242,8 +246,16 @@ impl Default for SessionSection {
             datum_linger: nanos(defaults.datum_linger),
             heartbeat_interval: nanos(defaults.heartbeat_interval),
             client_send_buffer: 64 * 1024,
+            client_congestion_control: "reno".into(),
             cpu: None,
         }
+    }
+}
+
+impl SessionSection {
+    /// The congestion control to ask the kernel for, if any.
+    pub fn congestion_control(&self) -> Option<String> {
+        Some(self.client_congestion_control.clone()).filter(|name| name != "system")
     }
 }
 
@@ -456,6 +468,7 @@ impl Config {
             session,
             first_cpu: section.cpu,
             client_send_buffer: section.client_send_buffer,
+            client_congestion_control: section.congestion_control(),
         })
     }
 }

@@ -41,7 +41,8 @@ pub struct SessionConfig {
     pub subscriptions_max: u32,
     /// Frames concatenated in one write to one client.
     pub push_batch_max: usize,
-    /// Shortest time between two rounds of writes.
+    /// A round of writes takes at least this long, spread evenly over those with news when it begins; so a client is written to at
+    /// most about this often. Zero: as soon as may be.
     pub push_interval_min: u64,
     /// A client that takes nothing for this long counts as slow.
     pub push_interval_max: u64,

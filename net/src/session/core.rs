@@ -18,7 +18,7 @@ use crate::{
         link::{Link, LinkState},
         metrics::SessionMetrics,
         news::News,
-        push::Frames,
+        push::{Frames, Round},
         registrations::Registrations,
     },
     wire::{
@@ -55,7 +55,9 @@ pub struct Session {
     pub(super) metrics: SessionMetrics,
     /// Clients that something is due to.
     pub(super) news: News,
-    pub(super) next_round: Nanos,
+    /// Nobody is written to before.
+    pub(super) next_write: Nanos,
+    pub(super) round: Round,
     pub(super) clients: usize,
     pub(super) slow: Vec<u32>,
     pub(super) idle: VecDeque<(Nanos, u32)>,
@@ -84,7 +86,8 @@ impl Session {
             published_names: BTreeMap::new(),
             metrics,
             news: News::default(),
-            next_round: Nanos(0),
+            next_write: Nanos(0),
+            round: Round::default(),
             clients: 0,
             slow: Vec::new(),
             idle: VecDeque::new(),
@@ -451,7 +454,7 @@ impl Role for Session {
     }
 
     fn wake_at(&self) -> Nanos {
-        if self.news.is_empty() { self.next_tick } else { self.next_tick.min(self.next_round) }
+        if self.news.is_empty() { self.next_tick } else { self.next_tick.min(self.next_write) }
     }
 
     fn is_finished(&self) -> bool {

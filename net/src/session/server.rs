@@ -28,6 +28,8 @@ pub struct SessionOptions {
     pub first_cpu: Option<usize>,
     /// `SO_SNDBUF` of client sockets: what the kernel holds for a client that does not read.
     pub client_send_buffer: u32,
+    /// TCP congestion control of client sockets; `None` leaves the system's.
+    pub client_congestion_control: Option<String>,
 }
 
 /// A running session process.
@@ -47,9 +49,11 @@ impl SessionServer {
         let ring = RingConfig {
             sockets_max: options.session.clients_max + options.session.routes.shards.len() + 64,
             send_buffer_bytes: Some(options.client_send_buffer),
+            congestion_control: options.client_congestion_control.clone(),
             recv_buffers: 1024,
             recv_buffer_bytes: 4096,
-            staging_bytes: 8 << 20,
+            // Little enough to stay in a core's cache between our copy and the kernel's.
+            staging_bytes: 256 << 10,
             // More than the clients written to in a turn: connections that come go before pushes, which then grow.
             completions_per_poll: 4096,
             ..RingConfig::default()

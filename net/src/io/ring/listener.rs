@@ -70,6 +70,11 @@ fn stream_socket(addr: SocketAddr, config: &RingConfig) -> io::Result<Socket> {
     if let Some(bytes) = config.recv_socket_buffer_bytes {
         socket.set_recv_buffer_size(bytes as usize)?;
     }
+    if let Some(name) = &config.congestion_control {
+        socket.set_tcp_congestion(name.as_bytes()).map_err(|error| {
+            io::Error::new(error.kind(), format!("no TCP congestion control {name:?} here: {error}"))
+        })?;
+    }
     Ok(socket)
 }
 

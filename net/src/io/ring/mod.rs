@@ -95,6 +95,8 @@ pub struct RingConfig {
     pub send_buffer_bytes: Option<u32>,
     /// `SO_RCVBUF` of listeners and connecting sockets (the kernel doubles it).
     pub recv_socket_buffer_bytes: Option<u32>,
+    /// TCP congestion control of listeners and connecting sockets, by the kernel's name for it; `None` leaves the system's.
+    pub congestion_control: Option<String>,
     /// Length of the accept queue asked of the kernel.
     pub listen_backlog: u32,
     /// Completions handled by one [`Sockets::poll`].
@@ -121,6 +123,7 @@ impl Default for RingConfig {
             staging_bytes: 4 << 20,
             send_buffer_bytes: None,
             recv_socket_buffer_bytes: None,
+            congestion_control: None,
             listen_backlog: 4096,
             completions_per_poll: 1024,
             gather: Duration::ZERO,
