@@ -2,11 +2,18 @@
 
 use serde::{Deserialize, Serialize};
 
+/// Who receives goes first where cores are shared. Otherwise a session that has fallen behind fills the sockets of clients that
+/// get no time to read; what waits in a socket can no longer be merged with what comes after it, and once the kernel runs out
+/// of the memory it has for sockets, it drops what was sent.
+const SESSION_NICENESS: i32 = 5;
+
 /// See the module.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Division {
     /// Cores of the session, or of the sender in its place.
     pub session: Vec<usize>,
+    /// Niceness of the session, or of the sender in its place: above 0 where it shares cores with the workers.
+    pub session_niceness: i32,
     /// Cores of the data node.
     pub data: Vec<usize>,
     /// One core per worker.
@@ -27,10 +34,13 @@ impl Division {
             (&rest[rest.len() - 1..], rest)
         };
         let count = workers.unwrap_or(rest.len()).clamp(1, clients.max(1) as usize);
+        let workers: Vec<usize> = (0..count).map(|worker| rest[worker % rest.len()]).collect();
+        let is_shared = session.iter().any(|core| workers.contains(core));
         Self {
             session: session.to_vec(),
+            session_niceness: if is_shared { SESSION_NICENESS } else { 0 },
             data: data[..1].to_vec(),
-            workers: (0..count).map(|worker| rest[worker % rest.len()]).collect(),
+            workers,
         }
     }
 
@@ -50,9 +60,10 @@ mod tests {
     fn two_cores_are_shared_or_one_for_the_session_and_one_for_the_rest() {
         let shared = Division::new(&[0, 1], 100_000, None, None);
         assert_eq!((shared.session, shared.data, shared.workers), (vec![0, 1], vec![1], vec![0, 1]));
+        assert_eq!(shared.session_niceness, SESSION_NICENESS);
         let division = Division::new(&[0, 1], 100_000, Some(1), None);
         assert_eq!((division.session.as_slice(), division.data.as_slice()), (&[0][..], &[1][..]));
-        assert_eq!(division.workers, [1]);
+        assert_eq!((division.workers.as_slice(), division.session_niceness), (&[1][..], 0));
         let parts = division.parts(100_000);
         assert_eq!(parts.iter().map(|part| part.1).sum::<u32>(), 100_000);
         assert!(parts.windows(2).all(|pair| pair[0].0 + pair[0].1 == pair[1].0));

@@ -196,7 +196,7 @@ fn limit(args: &LimitArgs) -> Result<ExitCode> {
             duration: args.duration.into(),
             recv_buffers: RECV_BUFFERS,
             recv_buffer_bytes: RECV_BUFFER_BYTES,
-            send_buffer: Some(roles::client_send_buffer(&[])?),
+            sockets: roles::client_sockets(&[])?,
         };
         results.push(limit::measure(&spec, &division, folder.path(), &progress)?);
     }

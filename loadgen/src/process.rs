@@ -20,8 +20,15 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts our own binary with `arguments`. The kernel ends the child when the calling thread ends, or after `limit`.
-    pub fn start(name: &str, arguments: &[&str], cores: &[usize], limit: Duration) -> Result<Self> {
+    /// Starts our own binary with `arguments` on `cores`. With a `niceness` above 0 it stands back behind others there. The kernel
+    /// ends the child when the calling thread ends, or after `limit`.
+    pub fn start(
+        name: &str,
+        arguments: &[&str],
+        cores: &[usize],
+        niceness: i32,
+        limit: Duration,
+    ) -> Result<Self> {
         let binary = std::env::current_exe().context("cannot find the own binary")?;
         let mut command = Command::new(binary);
         command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped());
@@ -29,7 +36,7 @@ impl Process {
         let seconds = limit.as_secs().clamp(1, u64::from(u32::MAX)) as u32;
         let parent = std::process::id();
         // SAFETY: between fork and exec only calls that are safe there: no allocation, no lock.
-        unsafe { command.pre_exec(move || prepare(parent, &set, seconds)) };
+        unsafe { command.pre_exec(move || prepare(parent, &set, seconds, niceness)) };
         let child = command.spawn().with_context(|| format!("cannot start {name}"))?;
         Ok(Self { name: name.into(), cores: cores.to_vec(), child })
     }
@@ -139,7 +146,7 @@ fn cpu_set(cores: &[usize]) -> libc::cpu_set_t {
     set
 }
 
-fn prepare(parent: u32, set: &libc::cpu_set_t, seconds: u32) -> io::Result<()> {
+fn prepare(parent: u32, set: &libc::cpu_set_t, seconds: u32, niceness: i32) -> io::Result<()> {
     // SAFETY: plain system calls on values of our own.
     unsafe {
         libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
@@ -148,6 +155,8 @@ fn prepare(parent: u32, set: &libc::cpu_set_t, seconds: u32) -> io::Result<()> {
         }
         libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), set);
         libc::alarm(seconds);
+        // Lower priority is everybody's to take, so this cannot fail for lack of a right.
+        libc::setpriority(libc::PRIO_PROCESS, 0, niceness);
         let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
         if libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) == 0 {
             limit.rlim_cur = limit.rlim_max;

@@ -14,7 +14,7 @@ use slotcast_net::{
     process::{DataProcess, SessionProcess, wait_for_end},
 };
 
-use crate::{division::Division, process::Process};
+use crate::{division::Division, limit::SocketOptions, process::Process};
 
 const READY_WITHIN: Duration = Duration::from_secs(20);
 const HTTP_TIMEOUT: Duration = Duration::from_secs(5);
@@ -53,11 +53,12 @@ impl Cluster {
         config.session.cpu = division.session.first().copied();
         config.session.cores = division.session.len();
         config.session.clients_max = spec.clients as usize + 1_000;
-        let (mut data, line) = start("data", &config, &division.data, folder, limit)?;
+        let (mut data, line) = start("data", &config, (&division.data, 0), folder, limit)?;
         let shards = between(&line, "shards [", "]").context("no shards told")?;
         config.nodes[0].addr = shards.split(',').next().unwrap_or_default().trim().parse()?;
         let data_http = address(&line, "http ")?;
-        let (mut session, line) = start("session", &config, &division.session, folder, limit)?;
+        let (mut session, line) =
+            start("session", &config, (&division.session, division.session_niceness), folder, limit)?;
         let (clients, session_http) = (address(&line, "clients ")?, address(&line, "http ")?);
         wait_ready(&mut data, data_http)?;
         wait_ready(&mut session, session_http)?;
@@ -112,7 +113,7 @@ impl DataNode {
         let mut config = Config::load(None, settings)?;
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
         (config.nodes[0].addr, config.data.http, config.data.cpu) = (any, any, Some(core));
-        let (process, line) = start("data", &config, &[core], folder, limit)?;
+        let (process, line) = start("data", &config, (&[core], 0), folder, limit)?;
         let links = between(&line, "shards [", "]").context("no shards told")?.parse()?;
         Ok(Self { process, links, http: address(&line, "http ")? })
     }
@@ -124,9 +125,11 @@ impl DataNode {
     }
 }
 
-/// `SO_SNDBUF` of client sockets under these settings, so that the bare limit is measured with the same.
-pub fn client_send_buffer(settings: &[String]) -> Result<u32> {
-    Ok(Config::load(None, settings)?.session.client_send_buffer)
+/// The options of client sockets under these settings, so that the bare limit is measured with the same.
+pub fn client_sockets(settings: &[String]) -> Result<SocketOptions> {
+    let session = Config::load(None, settings)?.session;
+    let congestion_control = session.congestion_control();
+    Ok(SocketOptions { send_buffer: Some(session.client_send_buffer), congestion_control })
 }
 
 /// Runs the data role of a configuration file until the process is asked to end.
@@ -148,14 +151,14 @@ pub fn session(config: &Path) -> Result<()> {
 fn start(
     role: &str,
     config: &Config,
-    cores: &[usize],
+    (cores, niceness): (&[usize], i32),
     folder: &Path,
     limit: Duration,
 ) -> Result<(Process, String)> {
     let path = folder.join(format!("{role}.toml"));
     fs::write(&path, toml::to_string(config)?)?;
     let path = path.to_str().context("the temporary folder's name is not UTF-8")?;
-    let mut process = Process::start(role, &["role", role, "--config", path], cores, limit)?;
+    let mut process = Process::start(role, &["role", role, "--config", path], cores, niceness, limit)?;
     let line = process.first_line()?;
     Ok((process, line))
 }

@@ -29,7 +29,7 @@ use crate::{
 /// Receive buffers of each worker's ring.
 pub const RECV_BUFFERS: u16 = 256;
 /// Bytes of each of them.
-pub const RECV_BUFFER_BYTES: u32 = 4096;
+pub const RECV_BUFFER_BYTES: u32 = 8192;
 /// Bytes of a diff frame before its record.
 const DIFF_OVERHEAD_BYTES: usize = 48;
 const POLL_EVERY: Duration = Duration::from_millis(20);
@@ -498,7 +498,7 @@ fn start_worker(config: &WorkerConfig, cores: &[usize], folder: &Path, limit: Du
     let path = folder.join(format!("worker-{}.config", config.index));
     std::fs::write(&path, serde_json::to_vec(config)?)?;
     let path = path.to_str().context("the temporary folder's name is not UTF-8")?;
-    Process::start(&format!("worker {}", config.index), &["worker", "--config", path], cores, limit)
+    Process::start(&format!("worker {}", config.index), &["worker", "--config", path], cores, 0, limit)
 }
 
 fn measure_limit(
@@ -520,7 +520,7 @@ fn measure_limit(
                 duration,
                 recv_buffers: RECV_BUFFERS,
                 recv_buffer_bytes: RECV_BUFFER_BYTES,
-                send_buffer: Some(crate::roles::client_send_buffer(&spec.settings)?),
+                sockets: crate::roles::client_sockets(&spec.settings)?,
             };
             limit::measure(&spec, division, folder, progress)
         })

@@ -23,7 +23,7 @@ use crate::{
         core::{Core, Found},
         plan::Plan,
     },
-    limit::{self, LimitResult, LimitSpec},
+    limit::{self, LimitResult, LimitSpec, SocketOptions},
     links::{RECV_BUFFER_BYTES, RECV_BUFFERS, ring_config},
     process::{self, Process},
     progress::Progress,
@@ -177,8 +177,13 @@ pub fn run(spec: &IngestSpec, progress: &Progress) -> Result<IngestOutcome> {
     let path = folder.path().join("ingest.config");
     fs::write(&path, serde_json::to_vec(&config)?)?;
     let path = path.to_str().context("the temporary folder's name is not UTF-8")?;
-    let worker =
-        Process::start("the registering process", &["ingest-worker", "--config", path], &[other], planned)?;
+    let worker = Process::start(
+        "the registering process",
+        &["ingest-worker", "--config", path],
+        &[other],
+        0,
+        planned,
+    )?;
     let began = Monotonic.now();
     let mut run = Run { board, data, worker, progress, stalls: Vec::new() };
     let links = u64::from(spec.sessions);
@@ -276,7 +281,8 @@ fn measure_limit(
     progress: &Progress,
 ) -> Result<Vec<LimitResult>> {
     let Some(duration) = spec.limit else { return Ok(Vec::new()) };
-    let division = Division { session: vec![other], data: vec![core], workers: vec![core] };
+    let division =
+        Division { session: vec![other], session_niceness: 0, data: vec![core], workers: vec![core] };
     let per_frame = (found.acknowledged / found.write_frames.max(1)).max(2);
     [1, per_frame as u32]
         .into_iter()
@@ -288,7 +294,7 @@ fn measure_limit(
                 duration,
                 recv_buffers: RECV_BUFFERS,
                 recv_buffer_bytes: RECV_BUFFER_BYTES,
-                send_buffer: None,
+                sockets: SocketOptions::default(),
             };
             limit::measure(&limit, &division, folder, progress)
         })

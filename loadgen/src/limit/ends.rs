@@ -9,6 +9,7 @@ use slotcast_net::io::ring::{ConnId, Event, RingConfig, RingSockets, SendOutcome
 use crate::{
     address,
     board::{Board, Counter, Phase},
+    limit::SocketOptions,
     worker::ring_config,
 };
 
@@ -27,8 +28,8 @@ pub struct SenderConfig {
     pub connections: u32,
     /// Bytes of one write.
     pub write_bytes: usize,
-    /// `SO_SNDBUF`.
-    pub send_buffer: Option<u32>,
+    /// What is set on its sockets.
+    pub sockets: SocketOptions,
     /// The board.
     pub board: PathBuf,
 }
@@ -57,7 +58,8 @@ pub fn send(config: &SenderConfig) -> Result<()> {
     let board = Board::open(&config.board).context("cannot open the board")?;
     let ring = RingConfig {
         sockets_max: config.connections as usize + 16,
-        send_buffer_bytes: config.send_buffer,
+        send_buffer_bytes: config.sockets.send_buffer,
+        congestion_control: config.sockets.congestion_control.clone(),
         ..RingConfig::default()
     };
     let mut sockets = RingSockets::new(ring)?;

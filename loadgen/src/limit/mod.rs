@@ -46,8 +46,17 @@ pub struct LimitSpec {
     pub recv_buffers: u16,
     /// Bytes of each.
     pub recv_buffer_bytes: u32,
-    /// `SO_SNDBUF` of the sender's sockets, as the session sets it; none where the kernel chooses, as on links.
+    /// The sender's sockets, as the session's; the kernel's choice on links.
+    pub sockets: SocketOptions,
+}
+
+/// What is set on the sockets of a sender; what is absent the kernel chooses.
+#[derive(Clone, Default, Debug, Serialize, Deserialize)]
+pub struct SocketOptions {
+    /// `SO_SNDBUF` in bytes.
     pub send_buffer: Option<u32>,
+    /// TCP congestion control, by the kernel's name for it.
+    pub congestion_control: Option<String>,
 }
 
 /// What was measured. With several senders each serves its share of the connections.
@@ -110,10 +119,17 @@ pub fn measure(
             row,
             connections: spec.connections,
             write_bytes: spec.frame_bytes * spec.frames_per_write as usize,
-            send_buffer: spec.send_buffer,
+            sockets: spec.sockets.clone(),
             board: path.clone(),
         };
-        let mut sender = start("limit-sender", &config, &division.session[row..=row], &folder, bound)?;
+        let mut sender = start(
+            "limit-sender",
+            &config,
+            &division.session[row..=row],
+            division.session_niceness,
+            &folder,
+            bound,
+        )?;
         let line = sender.first_line()?;
         targets.push(line.strip_prefix("ready ").context("the sender told no address")?.parse()?);
         senders.push(sender);
@@ -129,7 +145,14 @@ pub fn measure(
             recv_buffer_bytes: spec.recv_buffer_bytes,
             board: path.clone(),
         };
-        receivers.push(start("limit-receiver", &config, &division.workers[index..=index], &folder, bound)?);
+        receivers.push(start(
+            "limit-receiver",
+            &config,
+            &division.workers[index..=index],
+            0,
+            &folder,
+            bound,
+        )?);
     }
     progress.phase("limit", spec.duration.as_millis() as u64);
     connect(spec, &board, &mut senders, &mut receivers)?;
@@ -193,11 +216,12 @@ fn start(
     role: &str,
     config: &impl Serialize,
     cores: &[usize],
+    niceness: i32,
     folder: &Path,
     bound: Duration,
 ) -> Result<Process> {
     let path = tempfile::Builder::new().prefix(role).tempfile_in(folder)?.into_temp_path().keep()?;
     std::fs::write(&path, serde_json::to_vec(config)?)?;
     let path = path.to_str().context("the temporary folder's name is not UTF-8")?;
-    Process::start(role, &[role, "--config", path], cores, bound)
+    Process::start(role, &[role, "--config", path], cores, niceness, bound)
 }

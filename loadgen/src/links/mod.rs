@@ -27,7 +27,7 @@ use crate::{
     board::{Board, Counter, Phase},
     clock::{Clock, MILLISECOND, Monotonic, SECOND},
     division::Division,
-    limit::{self, LimitResult, LimitSpec},
+    limit::{self, LimitResult, LimitSpec, SocketOptions},
     links::core::{Core, Plant},
     process::{self, Process},
     progress::Progress,
@@ -147,7 +147,8 @@ pub fn run(spec: &LinksSpec, progress: &Progress) -> Result<Outcome> {
     let workload = spec.synthetic.build(0..0)?;
     let cores = process::cores();
     let (core, other) = (cores[0], cores[cores.len() - 1]);
-    let division = Division { session: vec![core], data: vec![core], workers: vec![other] };
+    let division =
+        Division { session: vec![core], session_niceness: 0, data: vec![core], workers: vec![other] };
     let stolen = process::stolen();
     let planned = Duration::from_nanos(workload.window().end) + spec.drain + SLACK;
     let data = DataNode::start(&spec.settings, core, folder.path(), planned)?;
@@ -165,7 +166,7 @@ pub fn run(spec: &LinksSpec, progress: &Progress) -> Result<Outcome> {
     let path = folder.path().join("links.config");
     fs::write(&path, serde_json::to_vec(&config)?)?;
     let path = path.to_str().context("the temporary folder's name is not UTF-8")?;
-    let worker = Process::start("the links", &["links-worker", "--config", path], &[other], planned)?;
+    let worker = Process::start("the links", &["links-worker", "--config", path], &[other], 0, planned)?;
     let run = Run { workload: &workload, board, data, worker, progress, stalls: Vec::new() };
     let mut outcome = run.through(&output, division, spec.drain)?;
     outcome.frame_bytes = DIFF_OVERHEAD_BYTES + workload.encode(&mut Encoder::default(), 0, 1)?.len();
@@ -341,7 +342,7 @@ fn measure_limit(
                 duration,
                 recv_buffers: RECV_BUFFERS,
                 recv_buffer_bytes: RECV_BUFFER_BYTES,
-                send_buffer: None,
+                sockets: SocketOptions::default(),
             };
             limit::measure(&spec, &outcome.division, folder, progress)
         })

@@ -119,7 +119,11 @@ fn rows(outcome: &Outcome, verdict: &Verdict) -> Vec<(&'static str, String)> {
         }),
         ("cores session / data / workers", {
             let division = &outcome.division;
-            format!("{:?} / {:?} / {:?}", division.session, division.data, division.workers)
+            let stands_back = match division.session_niceness {
+                0 => String::new(),
+                niceness => format!(" (nice {niceness})"),
+            };
+            format!("{:?}{stands_back} / {:?} / {:?}", division.session, division.data, division.workers)
         }),
         ("warm-up s / window s", format!("{:.1} / {:.1}", outcome.warmup_s, outcome.duration_s())),
     ];
