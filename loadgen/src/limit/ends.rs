@@ -13,6 +13,8 @@ use crate::{
     worker::ring_config,
 };
 
+/// Connections that may fail and be made anew: under a storm of connects one in many thousands does.
+const LOST_MAX: u32 = 100;
 /// Writes between two looks at the completions, as many as a session does in a turn.
 const WRITES_PER_TURN: usize = 1024;
 const WAIT: Duration = Duration::from_millis(10);
@@ -101,18 +103,26 @@ pub fn receive(config: &ReceiverConfig) -> Result<()> {
         recv_buffer_bytes: config.recv_buffer_bytes,
         ..ring_config(config.connections, config.recv_buffers)
     })?;
-    let (mut asked, mut open, mut lost, mut bytes) = (0u32, 0u32, 0u32, 0u64);
+    let (mut asked, mut open, mut bytes) = (0u32, 0u32, 0u64);
+    let (mut lost, mut why) = (0u32, None);
     while board.phase() < Phase::Finish {
         let events = sockets.poll(&mut |event| match event {
             Event::Received { bytes: received, .. } => bytes += received.len() as u64,
             Event::Connected { .. } => open += 1,
-            Event::Closed { .. } => lost += 1,
+            Event::Closed { reason, .. } => (lost, why) = (lost + 1, Some(reason)),
             Event::Accepted { .. } | Event::Writable { .. } => {}
         })?;
-        if lost > 0 && board.phase() < Phase::Run {
-            bail!("{lost} connections failed");
+        if let Some(why) = why
+            && lost > LOST_MAX
+            && board.phase() < Phase::Run
+        {
+            bail!("{lost} connections failed, the last with {why:?}");
         }
-        while board.phase() >= Phase::Connect && asked < config.connections && asked - open < CONNECTING_MAX {
+        let live = |asked: u32| asked - lost;
+        while (Phase::Connect..Phase::Run).contains(&board.phase())
+            && live(asked) < config.connections
+            && live(asked).saturating_sub(open) < CONNECTING_MAX
+        {
             let client = config.first + asked;
             let target = config.targets[client as usize % config.targets.len()];
             sockets.connect(target, Some(address::source(client)))?;

@@ -35,7 +35,7 @@ use crate::{
 /// Frames applied between two readings of the clock, at most.
 const FRAMES_PER_CLOCK: u32 = 64;
 /// Connections asked for and not yet welcomed.
-const GREETINGS_MAX: usize = 512;
+const GREETINGS_MAX: usize = 1024;
 /// Staged writes sent and not yet acknowledged.
 const STAGED_MAX: u64 = 4096;
 /// Bytes of first snapshots asked for and not yet here: what arrives in pieces has to be kept.

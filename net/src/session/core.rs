@@ -425,7 +425,7 @@ impl Session {
             self.remove_published(departure.conn, &departure.published);
         }
         self.metrics.departures.set(self.departures.len() as i64);
-        self.metrics.storm.set(i64::from(self.departures.is_storm(now)));
+        self.metrics.storm.set(i64::from(self.departures.is_storm()));
         self.drop_idle_datums(now);
         self.metrics.publishers.set(self.registrations.live() as i64);
         self.metrics.datums.set(self.cache.len() as i64);

@@ -3,6 +3,9 @@
 //! A drop gets a grace; a client that comes back within it was never seen to leave. When more than a tenth of the clients
 //! drop within one grace, the fault is more likely in the network than in a thousand clients at once, and the grace
 //! becomes the session's lease.
+//!
+//! Both count running time. Right after a pause, of the process or of a turn with very much in it, what happened meanwhile is
+//! not handled yet: the return of those who dropped, or the many drops that make a storm of the first few.
 
 use std::collections::VecDeque;
 
@@ -10,6 +13,8 @@ use slotcast_engine::id::{DatumKey, Nanos, RegisterId};
 
 use crate::io::ring::ConnId;
 
+/// What passes between two looks counts up to here: a few times the time between two ticks.
+const STEP_MAX: u64 = Nanos::SECOND / 10;
 /// Fewer drops than this are never a storm.
 const STORM_DROPS_MIN: usize = 8;
 
@@ -31,11 +36,28 @@ pub(super) struct Departures {
     waiting: VecDeque<Departure>,
     recent: VecDeque<Nanos>,
     storm_until: Option<Nanos>,
+    /// Running time, and when it was last brought forward.
+    running: Nanos,
+    seen_at: Option<Nanos>,
 }
 
 impl Departures {
     pub(super) fn new(grace: u64, lease: u64) -> Self {
-        Self { grace, lease, waiting: VecDeque::new(), recent: VecDeque::new(), storm_until: None }
+        Self {
+            grace,
+            lease,
+            waiting: VecDeque::new(),
+            recent: VecDeque::new(),
+            storm_until: None,
+            running: Nanos(0),
+            seen_at: None,
+        }
+    }
+
+    fn advance(&mut self, now: Nanos) -> Nanos {
+        let passed = self.seen_at.replace(now).map_or(0, |seen| now.since(seen));
+        self.running = self.running.after(passed.min(STEP_MAX));
+        self.running
     }
 
     /// A client dropped; `clients` were connected before. Returns whether this drop makes it a storm.
@@ -47,6 +69,7 @@ impl Departures {
         clients: usize,
         now: Nanos,
     ) -> bool {
+        let now = self.advance(now);
         if !published.is_empty() {
             self.waiting.push_back(Departure { conn, published, dropped_at: now, evicted });
         }
@@ -59,7 +82,7 @@ impl Departures {
         self.recent.push_back(now);
         let before = clients + self.recent.len() - 1;
         let storm = self.recent.len() >= STORM_DROPS_MIN && self.recent.len() * 10 > before;
-        let begins = storm && !self.is_storm(now);
+        let begins = storm && !self.is_storm();
         if storm {
             self.storm_until = Some(now.after(self.lease));
         }
@@ -67,13 +90,14 @@ impl Departures {
     }
 
     /// Whether the long grace holds.
-    pub(super) fn is_storm(&self, now: Nanos) -> bool {
-        self.storm_until.is_some_and(|until| now < until)
+    pub(super) fn is_storm(&self) -> bool {
+        self.storm_until.is_some_and(|until| self.running < until)
     }
 
     /// The departures whose grace is over.
     pub(super) fn take_due(&mut self, now: Nanos) -> Vec<Departure> {
-        let storm = self.is_storm(now);
+        let now = self.advance(now);
+        let storm = self.is_storm();
         let mut due = Vec::new();
         let mut kept = VecDeque::new();
         for departure in self.waiting.drain(..) {
@@ -106,6 +130,11 @@ mod tests {
         Departures::new(Nanos::SECOND, 30 * Nanos::SECOND)
     }
 
+    /// Looks every 50 ms from `from` to `to`, both in milliseconds, and returns how many were due.
+    fn look(departures: &mut Departures, from: u64, to: u64) -> usize {
+        (from..=to).step_by(50).map(|ms| departures.take_due(at(ms)).len()).sum()
+    }
+
     fn published() -> Vec<(DatumKey, RegisterId)> {
         vec![(DatumKey(1), RegisterId(1))]
     }
@@ -114,9 +143,37 @@ mod tests {
     fn a_single_drop_is_due_after_the_grace() {
         let mut departures = departures();
         assert!(!departures.add(ConnId::from_parts(1, 1), published(), false, 99, at(0)));
-        assert!(departures.take_due(at(999)).is_empty());
+        assert_eq!(look(&mut departures, 0, 950), 0);
         assert_eq!(departures.take_due(at(1000)).len(), 1);
-        assert!(departures.take_due(at(2000)).is_empty());
+        assert_eq!(look(&mut departures, 1050, 2000), 0);
+    }
+
+    #[test]
+    fn a_pause_takes_nobody_for_gone() {
+        let mut departures = departures();
+        departures.add(ConnId::from_parts(1, 1), published(), false, 99, at(0));
+        assert_eq!(look(&mut departures, 0, 500), 0);
+        assert_eq!(
+            look(&mut departures, 20_500, 20_900),
+            0,
+            "20 s passed, the process ran for less than one"
+        );
+        assert_eq!(look(&mut departures, 20_900, 21_000), 1);
+    }
+
+    #[test]
+    fn the_first_drops_of_a_storm_are_not_judged_before_the_others_have_been_seen() {
+        let mut departures = departures();
+        (0..10).for_each(|i| {
+            departures.add(ConnId::from_parts(i, 1), published(), false, 990, at(0));
+        });
+        assert!(!departures.is_storm());
+        assert!(departures.take_due(at(3_000)).is_empty(), "the turn took 3 s");
+        (10..300).for_each(|i| {
+            departures.add(ConnId::from_parts(i, 1), published(), false, 1_000 - i, at(3_000));
+        });
+        assert!(departures.is_storm());
+        assert_eq!(look(&mut departures, 3_050, 20_000), 0);
     }
 
     #[test]
@@ -126,9 +183,8 @@ mod tests {
             .map(|i| departures.add(ConnId::from_parts(i, 1), published(), false, 99 - i, at(i as u64)))
             .collect();
         assert_eq!(begins.iter().filter(|begins| **begins).count(), 1, "said once");
-        assert!(departures.take_due(at(1500)).is_empty());
-        assert!(departures.take_due(at(29_000)).is_empty());
-        assert_eq!(departures.take_due(at(31_000)).len(), 20);
+        assert_eq!(look(&mut departures, 50, 29_000), 0);
+        assert_eq!(look(&mut departures, 29_050, 31_000), 20);
     }
 
     #[test]
@@ -138,14 +194,14 @@ mod tests {
             departures.add(ConnId::from_parts(i, 1), Vec::new(), true, 0, at(0))
         };
         assert!(!(0..50).any(|i| closed(&mut departures, i)));
-        assert!(!departures.is_storm(at(1)));
+        assert!(!departures.is_storm());
     }
 
     #[test]
     fn an_evicted_client_has_the_lease_to_come_back() {
         let mut departures = departures();
         departures.add(ConnId::from_parts(1, 1), published(), true, 99, at(0));
-        assert!(departures.take_due(at(29_999)).is_empty());
+        assert_eq!(look(&mut departures, 0, 29_950), 0);
         assert_eq!(departures.take_due(at(30_000)).len(), 1);
     }
 }
