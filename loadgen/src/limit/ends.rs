@@ -45,7 +45,9 @@ pub struct ReceiverConfig {
     pub first: u32,
     /// Its connections.
     pub connections: u32,
-    /// The senders, taken in turn.
+    /// Connections of all receivers.
+    pub total: u32,
+    /// The senders, taken in turn. The first rows of the board are theirs.
     pub targets: Vec<SocketAddr>,
     /// As a worker's.
     pub recv_buffers: u16,
@@ -118,10 +120,16 @@ pub fn receive(config: &ReceiverConfig) -> Result<()> {
         {
             bail!("{lost} connections failed, the last with {why:?}");
         }
+        // A connection is open here before it is accepted there: whoever asks faster than is accepted fills the backlog, and
+        // what the kernel then drops comes back late or never.
+        let accepted =
+            (0..config.targets.len()).map(|row| board.counter(row, Counter::Connections)).sum::<u64>();
+        let accepted_here =
+            (accepted * u64::from(config.connections) / u64::from(config.total.max(1))) as u32;
         let live = |asked: u32| asked - lost;
         while (Phase::Connect..Phase::Run).contains(&board.phase())
             && live(asked) < config.connections
-            && live(asked).saturating_sub(open) < CONNECTING_MAX
+            && live(asked).saturating_sub(open.min(accepted_here)) < CONNECTING_MAX
         {
             let client = config.first + asked;
             let target = config.targets[client as usize % config.targets.len()];

@@ -139,6 +139,7 @@ pub fn measure(
         let config = ReceiverConfig {
             row: senders_count + index,
             first,
+            total: spec.connections,
             connections: count,
             targets: targets.clone(),
             recv_buffers: spec.recv_buffers,

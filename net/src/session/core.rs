@@ -169,6 +169,7 @@ impl Session {
         }
         self.place(conn, Peer::Client(Box::new(client)));
         self.clients += 1;
+        self.departures.arrived(self.clients, now);
         self.metrics.clients.set(self.clients as i64);
         if refusal.is_some() {
             self.news.mark_first(conn.index() as u32);

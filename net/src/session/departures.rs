@@ -2,7 +2,8 @@
 //!
 //! A drop gets a grace; a client that comes back within it was never seen to leave. When more than a tenth of the clients
 //! drop within one grace, the fault is more likely in the network than in a thousand clients at once, and the grace
-//! becomes the session's lease.
+//! becomes the session's lease. While very many come and go, nobody who dropped is taken for gone before the lease either: a
+//! client that is on its way back stands in a long line then.
 //!
 //! Both count running time. Right after a pause, of the process or of a turn with very much in it, what happened meanwhile is
 //! not handled yet: the return of those who dropped, or the many drops that make a storm of the first few.
@@ -17,6 +18,11 @@ use crate::io::ring::ConnId;
 const STEP_MAX: u64 = Nanos::SECOND / 10;
 /// Fewer drops than this are never a storm.
 const STORM_DROPS_MIN: usize = 8;
+
+/// Connects and drops within two graces up to which it is not a rush, also in a small session.
+const RUSH_MIN: usize = 200;
+/// The part of the clients that has to come and go within two graces to make it a rush.
+const RUSH_PART: usize = 50;
 
 /// A client that dropped.
 pub(super) struct Departure {
@@ -36,6 +42,7 @@ pub(super) struct Departures {
     waiting: VecDeque<Departure>,
     recent: VecDeque<Nanos>,
     storm_until: Option<Nanos>,
+    rush: Rush,
     /// Running time, and when it was last brought forward.
     running: Nanos,
     seen_at: Option<Nanos>,
@@ -49,9 +56,16 @@ impl Departures {
             waiting: VecDeque::new(),
             recent: VecDeque::new(),
             storm_until: None,
+            rush: Rush::default(),
             running: Nanos(0),
             seen_at: None,
         }
+    }
+
+    /// A client has connected; there are `clients` now.
+    pub(super) fn arrived(&mut self, clients: usize, now: Nanos) {
+        let now = self.advance(now);
+        self.rush.count(now, self.grace, clients);
     }
 
     fn advance(&mut self, now: Nanos) -> Nanos {
@@ -70,6 +84,7 @@ impl Departures {
         now: Nanos,
     ) -> bool {
         let now = self.advance(now);
+        self.rush.count(now, self.grace, clients);
         if !published.is_empty() {
             self.waiting.push_back(Departure { conn, published, dropped_at: now, evicted });
         }
@@ -97,11 +112,11 @@ impl Departures {
     /// The departures whose grace is over.
     pub(super) fn take_due(&mut self, now: Nanos) -> Vec<Departure> {
         let now = self.advance(now);
-        let storm = self.is_storm();
+        let long = self.is_storm() || self.rush.is_on(now, self.grace);
         let mut due = Vec::new();
         let mut kept = VecDeque::new();
         for departure in self.waiting.drain(..) {
-            let grace = if storm || departure.evicted { self.lease } else { self.grace };
+            let grace = if long || departure.evicted { self.lease } else { self.grace };
             if now.since(departure.dropped_at) >= grace {
                 due.push(departure);
             } else {
@@ -115,6 +130,37 @@ impl Departures {
     /// Departures in their grace.
     pub(super) fn len(&self) -> usize {
         self.waiting.len()
+    }
+}
+
+/// How many clients have come and gone lately, by halves of two graces.
+#[derive(Default)]
+struct Rush {
+    /// Number of the grace that is counted now.
+    period: u64,
+    now: usize,
+    before: usize,
+    clients: usize,
+}
+
+impl Rush {
+    fn roll(&mut self, now: Nanos, grace: u64) {
+        let period = now.0 / grace.max(1);
+        if period != self.period {
+            self.before = if period == self.period + 1 { self.now } else { 0 };
+            (self.period, self.now) = (period, 0);
+        }
+    }
+
+    fn count(&mut self, now: Nanos, grace: u64, clients: usize) {
+        self.roll(now, grace);
+        self.now += 1;
+        self.clients = clients;
+    }
+
+    fn is_on(&mut self, now: Nanos, grace: u64) -> bool {
+        self.roll(now, grace);
+        self.now + self.before > RUSH_MIN.max(self.clients / RUSH_PART)
     }
 }
 
@@ -154,7 +200,7 @@ mod tests {
         departures.add(ConnId::from_parts(1, 1), published(), false, 99, at(0));
         assert_eq!(look(&mut departures, 0, 500), 0);
         assert_eq!(
-            look(&mut departures, 20_500, 20_900),
+            look(&mut departures, 20_500, 20_850),
             0,
             "20 s passed, the process ran for less than one"
         );
@@ -185,6 +231,24 @@ mod tests {
         assert_eq!(begins.iter().filter(|begins| **begins).count(), 1, "said once");
         assert_eq!(look(&mut departures, 50, 29_000), 0);
         assert_eq!(look(&mut departures, 29_050, 31_000), 20);
+    }
+
+    #[test]
+    fn while_very_many_come_and_go_nobody_is_gone_before_the_lease() {
+        let mut departures = departures();
+        departures.add(ConnId::from_parts(1, 1), published(), false, 10_000, at(0));
+        for ms in (0..20_000).step_by(50) {
+            (0..11).for_each(|_| departures.arrived(10_000, at(ms)));
+            assert!(departures.take_due(at(ms)).is_empty(), "220 connects a second, after {ms} ms");
+        }
+        assert_eq!(look(&mut departures, 20_000, 20_950), 0);
+        assert_eq!(look(&mut departures, 21_000, 22_050), 1, "the rush is over");
+        departures.add(ConnId::from_parts(1, 1), published(), false, 10_000, at(22_100));
+        for ms in (22_100..52_000).step_by(50) {
+            (0..20).for_each(|_| departures.arrived(10_000, at(ms)));
+            assert!(departures.take_due(at(ms)).is_empty());
+        }
+        assert_eq!(look(&mut departures, 52_000, 52_100), 1, "the lease holds in a rush without an end too");
     }
 
     #[test]
