@@ -95,6 +95,8 @@ struct SlotDisk {
     gap: bool,
     /// The last frame.
     frame: u64,
+    /// The last frame with a change of a persistent registration.
+    persistent: u64,
 }
 
 /// Journal and snapshots of one shard.
@@ -183,7 +185,14 @@ impl Storage {
 
     /// Whether a persistent change of the slot can be made durable now.
     pub fn takes_persistent(&self, slot: SlotId) -> bool {
-        self.journal.state() == JournalState::Open && !self.gaps.contains(&slot) && self.journal.has_room()
+        !self.is_failed() && !self.gaps.contains(&slot) && self.journal.has_room()
+    }
+
+    /// The frame that makes every change of the slot's persistent registrations durable up to now. `None`: the slot has a
+    /// gap, so no frame does.
+    pub fn persistent_frame_of(&self, slot: SlotId) -> Option<u64> {
+        let frame = self.slots.get(&slot).map_or(0, |slot| slot.persistent);
+        (!self.gaps.contains(&slot)).then_some(frame)
     }
 
     /// The leader's epoch has grown.
@@ -217,6 +226,9 @@ impl Storage {
         let position = self.journal.position();
         slot.frame = self.journal.append(batch, changes, (slot.last, slot.gap), persistent, now);
         slot.last = revision;
+        if persistent {
+            slot.persistent = slot.frame;
+        }
         self.stats.journaled += changes as u64;
         if slot.needs.is_none() {
             slot.needs = Some(position);
@@ -320,7 +332,8 @@ impl Storage {
         self.abandon_scan();
         self.truncation = None;
         for (id, slot) in &mut self.slots {
-            slot.gap = true;
+            // What was lost is in the snapshot that closes the gap.
+            (slot.gap, slot.frame, slot.persistent) = (true, 0, 0);
             self.gaps.insert(*id);
         }
     }

@@ -7,6 +7,7 @@ mod disk;
 mod formats;
 mod limits;
 mod model;
+mod persistent;
 mod readers;
 mod support;
 mod tidy;
