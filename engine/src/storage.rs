@@ -120,7 +120,9 @@ pub struct Storage {
 impl Storage {
     /// Goes on from what was recovered, in the stream of a run that opened `epoch`.
     pub fn new(config: StorageConfig, epoch: u32, recovered: &Recovered) -> Self {
-        let journal = Journal::new(config.journal.clone(), epoch, recovered.kept.clone());
+        let snapshots = recovered.slots.iter().filter(|(_, found)| found.has_snapshot).map(|(id, _)| *id);
+        let journal =
+            Journal::new(config.journal.clone(), epoch, recovered.kept.clone(), snapshots.collect());
         let mut storage = Self {
             config,
             journal,
@@ -314,7 +316,7 @@ impl Storage {
         let Some(scan) = self.scan.as_mut() else { return };
         match scan.phase {
             Phase::Syncing(id) if id == done.id => scan.phase = Phase::Journal(self.journal.appended()),
-            Phase::Renaming(id) if id == done.id => self.finish_scan(),
+            Phase::Renaming(id) if id == done.id => self.finish_scan(now),
             _ => {}
         }
     }
@@ -398,9 +400,10 @@ impl Storage {
         self.journal.closed().1 + self.old_files.values().sum::<u64>()
     }
 
-    fn finish_scan(&mut self) {
+    fn finish_scan(&mut self, now: Nanos) {
         let Some(scan) = self.scan.take() else { return };
         self.stats.snapshots += 1;
+        self.journal.note_snapshot(scan.slot, now);
         let Some(slot) = self.slots.get_mut(&scan.slot) else { return };
         if let Some(segment) = slot.needs.take() {
             self.needs.remove(&(segment, scan.slot));

@@ -342,6 +342,27 @@ fn damaged_and_missing_snapshots_are_refused_by_name() {
 }
 
 #[test]
+fn a_deleted_snapshot_is_missed_though_no_journal_goes_on_from_it() {
+    let mut kept = Kept::start(Memory::default(), 16 * 1024, 32 * 1024);
+    for round in 0..40 {
+        kept.fill(round * 100, 10);
+    }
+    for start in 0..3 {
+        // Another run begins: every slot gets a snapshot, and nothing follows it.
+        kept = Kept::start(kept.memory, 16 * 1024, 32 * 1024);
+        let snapshots = kept.memory.files(".scs");
+        assert!(!snapshots.is_empty());
+        for file in snapshots {
+            let mut lost = kept.memory.clone();
+            lost.0.remove(&file);
+            let error = recovered(&lost, 1).map(|(lists, _)| lists).expect_err("a snapshot is missing");
+            let named = matches!(&error, RecoverError::Missing { file: named, .. } if *named == file);
+            assert!(named, "start {start}: {error}");
+        }
+    }
+}
+
+#[test]
 fn foreign_files_and_another_slot_count_are_refused() {
     let (memory, _) = journal_only();
     for name in ["notes.txt", "slot-1.scs", "slot-00001.scs.old", "journal-1-0-0.scj", "lock2"] {

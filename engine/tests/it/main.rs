@@ -9,5 +9,6 @@ mod limits;
 mod model;
 mod persistent;
 mod readers;
+mod salvage;
 mod support;
 mod tidy;

@@ -321,11 +321,20 @@ fn persistent_publishers_stay_when_everything_that_knew_them_is_killed() {
     let session = SessionChild::start(addr, 2, &leases);
     let publisher = connect(session.addr);
     let service = |number: u64| id(&format!("lasting-{number}"));
-    for number in 0..40 {
+    for number in 0..39 {
         let name = (RegisterId(number), 1);
         publisher.publish_persistent(&service(number), name, "host", "zone", b"here").unwrap();
     }
-    until_acknowledgements(&publisher, 40);
+    until_acknowledgements(&publisher, 39);
+    // A goodbye takes along what is the client's, and leaves what is nobody's.
+    let leaver = connect(session.addr);
+    leaver.publish_persistent(&service(39), (RegisterId(39), 1), "host", "zone", b"here").unwrap();
+    leaver.publish(&id("leaving"), "host", "", b"x").unwrap();
+    until_acknowledgements(&leaver, 2);
+    until_metric(node.http, "data_publishers", "", |count| count == 41.0);
+    drop(leaver);
+    until_metric(node.http, "data_publishers", "", |count| count == 40.0);
+    until_metric(node.http, "data_persistent_publishers", "", |count| count == 40.0);
     publisher.publish(&id("passing"), "host", "", b"x").unwrap();
     node.until_durable(41);
     // All at once, with the client.
@@ -402,5 +411,57 @@ fn kill_9_amid_persistent_writes_loses_none_that_was_acknowledged_and_the_rest_i
     }
     drop(publisher);
     session.server.stop().unwrap();
+    node.kill();
+}
+
+/// Every file with its bytes.
+fn content(folder: &Path) -> std::collections::BTreeMap<String, Vec<u8>> {
+    let files = std::fs::read_dir(folder).unwrap().map(|entry| {
+        let entry = entry.unwrap();
+        (entry.file_name().into_string().unwrap(), std::fs::read(entry.path()).unwrap())
+    });
+    files.collect()
+}
+
+#[test]
+fn a_damaged_directory_is_salvaged_into_another_that_a_node_starts_from() {
+    let parent = tempfile::tempdir().unwrap();
+    let (folder, out) = (parent.path().join("data"), parent.path().join("salvaged"));
+    let node = DataChild::start(&folder, "127.0.0.1:0", 1, &[]);
+    let session = node.session();
+    let publisher = client(&session);
+    // One block each.
+    for number in 0..20 {
+        publisher.publish_persistent(&id("damaged"), (RegisterId(number), 1), "host", "", b"x").unwrap();
+        until_acknowledgements(&publisher, 1);
+    }
+    let salvage = || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_slotcast"));
+        command.arg("check-data").arg(&folder).arg("--salvage").arg(&out).stderr(Stdio::piped());
+        command
+    };
+    let in_use = said(&mut salvage());
+    assert!(in_use.contains("a data node uses") && in_use.contains("stop it first"), "{in_use}");
+    node.kill();
+    drop(publisher);
+    session.server.stop().unwrap();
+    let name = content(&folder).into_keys().find(|name| name.ends_with(".scj")).unwrap();
+    let mut bytes = std::fs::read(folder.join(&name)).unwrap();
+    bytes[10 * 4096 + 100] ^= 1;
+    std::fs::write(folder.join(&name), bytes).unwrap();
+    let refused = said(&mut DataChild::command(&folder, "127.0.0.1:0", 1, &[]));
+    assert!(refused.contains(&format!("{name} is damaged at byte 40960")), "{refused}");
+    assert!(refused.contains("--salvage"), "{refused}");
+    let before = content(&folder);
+    let done = salvage().output().unwrap();
+    let text = String::from_utf8(done.stdout).unwrap();
+    assert!(text.contains(&format!("lost: {name} at byte 40960: ")), "{text}");
+    assert!(text.contains("1 slots may lack changes"), "{text}");
+    assert!(text.contains("good: 19 publishers"), "{text}");
+    assert_eq!(content(&folder), before, "the original is as it was");
+    let again = said(&mut salvage());
+    assert!(again.contains("is there already"), "{again}");
+    let node = DataChild::start(&out, "127.0.0.1:0", 1, &[]);
+    until_metric(node.http, "data_persistent_publishers", "", |count| count == 19.0);
     node.kill();
 }
