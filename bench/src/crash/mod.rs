@@ -20,7 +20,7 @@ use slotcast_engine::{
     id::{DataId, DatumKey, Nanos, ReaderId, RegisterId, Revision, SessionId, SlotId, Version},
     journal::{Fate, JournalConfig},
     record::{Encoder, Instance, Record},
-    recover::{Layout, RecoverConfig, Recovered, recover},
+    recover::{Layout, RecoverConfig, Recovered, recover, salvage},
     shard::{Shard, ShardConfig},
     slot::Slot,
     storage::{StorageConfig, StorageState},
@@ -289,6 +289,25 @@ fn check(model: &Model, found: &[Recovered]) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Of a directory that a crash left, salvage finds what recovery does, all of it for certain.
+fn check_salvage(disk: &mut CrashDisk) -> anyhow::Result<()> {
+    let layout = Layout::read(disk, SLOTS, &[])?;
+    let found = recover(&layout, disk, &config(0, 1, layout.next_epoch()), &mut |_| ())?;
+    let salvaged = salvage(disk, SLOTS, &[])?;
+    ensure!(salvaged.epoch + 1 >= layout.next_epoch(), "salvage forgets epochs");
+    for id in (0..SLOTS).map(|slot| SlotId(slot as u16)) {
+        let recovered = found.slots.get(&id).map(|slot| (slot.revision, state_of(&slot.slot)));
+        let slot = salvaged.slots.get(&id);
+        let kept = slot.map(|slot| (slot.revision, state_of(&slot.slot)));
+        let none = (Revision::ZERO, State::default());
+        let same = recovered.unwrap_or(none) == kept.unwrap_or(none);
+        ensure!(same, "slot {}: {recovered:?} is recovered, {kept:?} is salvaged", id.0);
+        let whole = slot.is_none_or(|slot| slot.is_whole);
+        ensure!(whole, "slot {} is not certain to be whole: {:?}", id.0, salvaged.faults);
+    }
+    Ok(())
+}
+
 impl World {
     fn new(
         disk: CrashDisk,
@@ -550,6 +569,9 @@ impl World {
         let shards = 1 + chance.below(3) as u32;
         report.points += 1;
         report.behind += u64::from(!self.model.waiting.is_empty());
+        if report.points.is_multiple_of(4) {
+            check_salvage(&mut disk.clone())?;
+        }
         start(&mut disk.clone(), &self.model, shards, chance, report)?;
         Ok((disk, self.model.clone()))
     }

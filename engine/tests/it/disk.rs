@@ -7,7 +7,7 @@ use slotcast_engine::{
     disk_op::{DiskDone, DiskError, DiskOp, DiskQueue, SECTOR_BYTES},
     id::{DataId, DatumKey, Nanos, ReaderId, SessionId},
     journal::JournalConfig,
-    recover::{Files, Layout, RecoverConfig, RecoverError, Recovered, recover},
+    recover::{Files, Layout, RecoverConfig, RecoverError, Recovered, RecoveredSlot, recover},
     shard::{Shard, ShardConfig},
     storage::{StorageConfig, StorageState},
 };
@@ -414,15 +414,38 @@ fn another_shard_count_takes_everything_along() {
     }
 }
 
+/// What the fixture of version 2 was written from: persistent registrations before the snapshots and behind them.
+fn fixture_of_version_2() -> Kept {
+    let mut kept = Kept::start(Memory::default(), 16 * 1024, 32 * 1024);
+    let id = service(1);
+    for round in 0..16 {
+        kept.fill(round * 100, 10);
+        if [0, 1, 15].contains(&round) {
+            kept.write(&Frame::of(0).name(&id).put(&id, 5000 + round, version(round, 0), 7, b"lasting"));
+        }
+    }
+    kept.write(&Frame::of(0).remove(&id, 5001, version(2, 0)));
+    kept
+}
+
+#[test]
+fn the_fixture_of_version_2_is_still_read() {
+    let memory = Memory::fixture("version-2");
+    assert!(!memory.files(".scj").is_empty() && !memory.files(".scs").is_empty());
+    let kept = fixture_of_version_2();
+    let (found, all) = recovered(&memory, 1).expect("a good directory");
+    assert_eq!(found, kept.lists());
+    let nobody = |slot: &RecoveredSlot| slot.slot.session_digest(SessionId::NOBODY).count;
+    assert_eq!(all[0].slots.values().map(nobody).sum::<u64>(), 2);
+    assert!(all[0].report.snapshots > 0 && all[0].report.batches > 0 && all[0].report.torn.is_empty());
+}
+
 /// Writes the fixture that this version would write. Run with `--ignored` once per version of the format.
 #[test]
 #[ignore = "writes into the source tree"]
 fn write_the_fixture_of_this_version() {
-    let mut kept = Kept::start(Memory::default(), 16 * 1024, 32 * 1024);
-    for round in 0..16 {
-        kept.fill(round * 100, 10);
-    }
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/version-1");
+    let kept = fixture_of_version_2();
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/version-2");
     fs::create_dir_all(&folder).expect("a folder");
     for (name, bytes) in &kept.memory.0 {
         fs::write(folder.join(name), bytes).expect("a file");
