@@ -54,6 +54,13 @@ pub enum Durability {
     Persistent = 1,
 }
 
+impl Durability {
+    /// The class of a registration with this owner.
+    pub fn of_owner(owner: SessionId) -> Self {
+        if owner == SessionId::NOBODY { Durability::Persistent } else { Durability::Ephemeral }
+    }
+}
+
 /// The fixed part of a change entry.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Change {
@@ -69,8 +76,15 @@ pub struct Change {
     pub version: Version,
     /// The leader epoch that the writer believes the slot to be in; 0 if it does not know.
     pub epoch: u32,
-    /// The session incarnation that owns the registration.
+    /// The session incarnation that owns the registration; [`SessionId::NOBODY`] owns a persistent one.
     pub owner: SessionId,
+}
+
+impl Change {
+    /// Whether it is of a persistent registration.
+    pub fn is_persistent(&self) -> bool {
+        self.durability == Durability::Persistent
+    }
 }
 
 /// What is wrong with an entry or a batch.
@@ -343,6 +357,16 @@ impl<'a> Batch<'a> {
     /// The revision that it makes.
     pub fn revision(self) -> Revision {
         Revision(u64::from_le_bytes(array(self.0, 24)))
+    }
+
+    /// The whole batch.
+    pub fn bytes(self) -> &'a [u8] {
+        self.0
+    }
+
+    /// The bytes of its entries.
+    pub fn entry_bytes(self) -> &'a [u8] {
+        &self.0[HEADER_BYTES..]
     }
 
     /// Its entries, in the order of admission.

@@ -58,11 +58,18 @@ pub enum Refusal {
     /// Too much is waiting for the data node; try again later.
     #[error("too much is waiting for the data node, try again later")]
     Overloaded = 18,
+    /// The registration is stored, or is being written, with the other durability class.
+    #[error("the registration has the other durability class: remove it first")]
+    DurabilityMismatch = 19,
+    /// The disk has failed or is behind, so nothing can be made durable now. Whether the change is in effect is not said;
+    /// it is not durable. Send it again.
+    #[error("the disk has failed or is behind: it is not durable, send it again")]
+    StorageFailed = 20,
 }
 
 impl Refusal {
     /// All refusals, in the order of their numbers.
-    pub const ALL: [Refusal; 18] = [
+    pub const ALL: [Refusal; 20] = [
         Refusal::Superseded,
         Refusal::ForeignRegistration,
         Refusal::NotOwner,
@@ -81,6 +88,8 @@ impl Refusal {
         Refusal::UnknownRegistration,
         Refusal::NameUnknown,
         Refusal::Overloaded,
+        Refusal::DurabilityMismatch,
+        Refusal::StorageFailed,
     ];
 
     /// The number that travels.
@@ -114,6 +123,17 @@ impl Refusal {
             Refusal::UnknownRegistration => "unknown_registration",
             Refusal::NameUnknown => "name_unknown",
             Refusal::Overloaded => "overloaded",
+            Refusal::DurabilityMismatch => "durability_mismatch",
+            Refusal::StorageFailed => "storage_failed",
+        }
+    }
+
+    /// Milliseconds after which the same write is worth sending again; `None`: it will be refused again.
+    pub fn retry_after_ms(self) -> Option<u64> {
+        match self {
+            Refusal::Overloaded => Some(100),
+            Refusal::StorageFailed => Some(500),
+            _ => None,
         }
     }
 }

@@ -161,6 +161,11 @@ pub struct ClientId(pub u64);
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct SessionId(pub u64);
 
+impl SessionId {
+    /// Owns persistent registrations: no session does. So no lease, no digest of a session and no disconnect reaches them.
+    pub const NOBODY: SessionId = SessionId(0);
+}
+
 /// A position in one slot's history: leader epoch (24 bits) over a counter of sealed batches (40 bits). Ordered within a
 /// slot; revisions of different slots have nothing to say to each other.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]

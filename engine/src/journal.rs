@@ -8,23 +8,24 @@
 //!
 //! ```text
 //! frame   0      4      5       8           16            24  32
-//!         | len  | kind | flags | number    | follows     | 0 | a sealed batch, or a truncation
+//!         | len  | kind | flags | number    | follows     | 0 | a sealed batch, a truncation, or a snapshot's slot
 //! ```
 //!
 //! States: `Opening → Open ⇄ Failed`, `Opening → Failed`. A failed journal takes nothing; it tries to begin a segment now
 //! and then, and is open again when that works.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use crate::{
     batch::Batch,
     block::{self, BlockKind, HEADER_BYTES, u32_at, u64_at},
     disk_op::{DiskDone, DiskError, DiskOp, DiskQueue, OpId, SECTOR_BYTES},
-    id::{Nanos, Revision},
+    id::{Nanos, Revision, SlotId},
+    limits::{ALIGNMENT, SLOTS_MAX},
 };
 
-/// Version of the format that is written.
-pub const VERSION: u32 = 1;
+/// Version of the format that is written. Version 1, without the snapshots that have to be there, is read, too.
+pub const VERSION: u32 = 2;
 /// Bytes of a frame before its batch.
 pub const FRAME_BYTES: usize = 32;
 /// Leader epochs that the head of a segment reserves for its run.
@@ -108,6 +109,8 @@ pub struct SegmentHead {
     pub first_needed: u32,
     /// The earlier streams that are still needed.
     pub kept: Vec<Kept>,
+    /// The slots whose snapshots were in their places.
+    pub snapshots: BTreeSet<SlotId>,
 }
 
 impl SegmentHead {
@@ -123,7 +126,7 @@ impl SegmentHead {
             self.epochs_to,
             self.first_needed,
             self.kept.len() as u32,
-            0,
+            self.map_bytes() as u32,
             0,
             0,
         ] {
@@ -136,6 +139,16 @@ impl SegmentHead {
             out.extend_from_slice(&kept.end.to_le_bytes());
             out.extend_from_slice(&[0; 8]);
         }
+        let begin = out.len();
+        out.resize(begin + self.map_bytes(), 0);
+        for slot in &self.snapshots {
+            out[begin + usize::from(slot.0) / 8] |= 1 << (slot.0 % 8);
+        }
+    }
+
+    /// Bytes of the map of snapshots: one bit per slot up to the last that has one.
+    fn map_bytes(&self) -> usize {
+        self.snapshots.last().map_or(0, |last| (usize::from(last.0) / 8 + 1).next_multiple_of(ALIGNMENT))
     }
 
     /// Reads the content of a head block. `Err` says what is wrong.
@@ -143,17 +156,21 @@ impl SegmentHead {
         if bytes.len() < HEAD_BYTES {
             return Err("the head of the segment is too short".into());
         }
-        if u32_at(bytes, 0) != VERSION {
+        if !(1..=VERSION).contains(&u32_at(bytes, 0)) {
             return Err(format!(
                 "written in version {} of the format, this program reads version {VERSION}",
                 u32_at(bytes, 0)
             ));
         }
-        let kept = u32_at(bytes, 32) as usize;
-        if bytes.len() != HEAD_BYTES + kept * KEPT_BYTES {
-            return Err("the head of the segment does not fit its counts".into());
+        let wrong = || "the head of the segment does not fit its counts".to_string();
+        let (streams, map) = (u32_at(bytes, 32) as usize, u32_at(bytes, 36) as usize);
+        let kept = streams.checked_mul(KEPT_BYTES).ok_or_else(wrong)?;
+        let (kept, rest) = bytes[HEAD_BYTES..].split_at_checked(kept).ok_or_else(wrong)?;
+        if rest.len() != map || map * 8 > SLOTS_MAX as usize {
+            return Err(wrong());
         }
-        let kept = bytes[HEAD_BYTES..].chunks_exact(KEPT_BYTES).map(|entry| Kept {
+        let bits = (0..map * 8).filter(|bit| rest[bit / 8] & 1 << (bit % 8) != 0);
+        let kept = kept.chunks_exact(KEPT_BYTES).map(|entry| Kept {
             first: SegmentId { epoch: u32_at(entry, 0), shard: u32_at(entry, 4), segment: u32_at(entry, 8) },
             end: u64_at(entry, 16),
         });
@@ -164,6 +181,7 @@ impl SegmentHead {
             epochs_to: u32_at(bytes, 24),
             first_needed: u32_at(bytes, 28),
             kept: kept.collect(),
+            snapshots: bits.map(|bit| SlotId(bit as u16)).collect(),
         })
     }
 }
@@ -182,6 +200,8 @@ pub enum Frame<'a> {
     },
     /// Segments of a stream below this one are no longer needed.
     Truncated(SegmentId),
+    /// The snapshot of this slot is in its place, and always will be.
+    Snapshot(SlotId),
 }
 
 /// Reads the frames of a block's content. `Err` says what is wrong.
@@ -217,6 +237,10 @@ fn read_frame(bytes: &[u8]) -> Result<(Frame<'_>, usize), String> {
             shard: u32_at(body, 4),
             segment: u32_at(body, 8),
         }),
+        3 if body.len() == 16 => {
+            let slot = u16::try_from(u32_at(body, 0)).map_err(|_| "a slot that cannot be".to_string())?;
+            Frame::Snapshot(SlotId(slot))
+        }
         kind => return Err(format!("a frame of unknown kind {kind}")),
     };
     Ok((frame, len))
@@ -280,14 +304,16 @@ pub struct Journal {
     flight_failed: Option<DiskError>,
     first_needed: u32,
     kept: Vec<Kept>,
+    snapshots: BTreeSet<SlotId>,
     closed: VecDeque<(u32, u64)>,
     blocks_written: u64,
     bytes_written: u64,
 }
 
 impl Journal {
-    /// A journal whose run opened `epoch`. Its first segment is asked for by the first [`Journal::flush`].
-    pub fn new(config: JournalConfig, epoch: u32, kept: Vec<Kept>) -> Self {
+    /// A journal whose run opened `epoch` and found `snapshots`. Its first segment is asked for by the first
+    /// [`Journal::flush`].
+    pub fn new(config: JournalConfig, epoch: u32, kept: Vec<Kept>, snapshots: BTreeSet<SlotId>) -> Self {
         Self {
             config,
             state: JournalState::Opening,
@@ -310,6 +336,7 @@ impl Journal {
             flight_failed: None,
             first_needed: 0,
             kept,
+            snapshots,
             closed: VecDeque::new(),
             blocks_written: 0,
             bytes_written: 0,
@@ -407,6 +434,16 @@ impl Journal {
         self.write_frame(2, 0, 0, &body);
         self.waiting_since.get_or_insert(now);
         self.appended
+    }
+
+    /// Notes that the snapshot of a slot is in its place for good: from now on it is missed if it is not there.
+    pub fn note_snapshot(&mut self, slot: SlotId, now: Nanos) {
+        if self.snapshots.insert(slot) {
+            let mut body = [0; 16];
+            body[..4].copy_from_slice(&u32::from(slot.0).to_le_bytes());
+            self.write_frame(3, 0, 0, &body);
+            self.waiting_since.get_or_insert(now);
+        }
     }
 
     /// The truncation is durable: forgets the segments; returns the files to delete.
@@ -548,6 +585,7 @@ impl Journal {
                 epochs_to,
                 first_needed: self.first_needed,
                 kept: self.kept.clone(),
+                snapshots: self.snapshots.clone(),
             };
             let mut bytes = block::begin();
             head.write(&mut bytes);

@@ -19,8 +19,10 @@ use crate::{
 };
 
 mod read;
+mod salvage;
 
 use read::{good_block_after, read_head, read_snapshot, read_snapshot_head, read_stream};
+pub use salvage::{Fault, Salvaged, SalvagedSlot, salvage};
 
 /// A data directory to read from.
 pub trait Files {
@@ -48,7 +50,8 @@ pub enum RecoverError {
     },
     /// Bytes that are not what was written.
     #[error(
-        "{file} is damaged at byte {offset}: {what}; put back a copy of the file, or move the directory away"
+        "{file} is damaged at byte {offset}: {what}; put back a copy of the file, or take what is good by \
+         `slotcast check-data DIR --salvage OUT`"
     )]
     Damaged {
         /// Which file.
@@ -59,7 +62,9 @@ pub enum RecoverError {
         what: String,
     },
     /// A file that has to be there is not.
-    #[error("{file} is missing: {what}; put the file back, or move the directory away")]
+    #[error(
+        "{file} is missing: {what}; put the file back, or take what is good by `slotcast check-data DIR --salvage OUT`"
+    )]
     Missing {
         /// Which file.
         file: String,
@@ -144,6 +149,8 @@ pub struct RecoveredSlot {
     pub revision: Revision,
     /// The first journal file that is needed beside its snapshot.
     pub needs: Option<SegmentId>,
+    /// Whether it has a snapshot.
+    pub has_snapshot: bool,
 }
 
 /// What one shard recovered.
@@ -441,11 +448,19 @@ pub fn recover(
         slots.insert(*slot, loading);
         progress(*bytes);
     }
+    let missed = |slot: SlotId, what: String| {
+        let is_missed = slot.shard(config.shards) == config.shard && !layout.snapshots.contains_key(&slot);
+        if is_missed { Err(RecoverError::Missing { file: snapshot::file(slot), what }) } else { Ok(()) }
+    };
     let (mut kept, mut segments) = (Vec::new(), BTreeMap::new());
     for (key, stream) in &layout.streams {
         let same = stream.shards == config.shards;
         if same && key.1 != config.shard {
             continue;
+        }
+        if let Some(segment) = stream.segments.last() {
+            let what = format!("{} names it", segment.id.file());
+            segment.head.snapshots.iter().try_for_each(|slot| missed(*slot, what.clone()))?;
         }
         let end = read_stream(files, stream, &mut |frame, at| match frame {
             Frame::Batch { follows, unanchored, batch } => {
@@ -458,6 +473,7 @@ pub fn recover(
                 Ok(())
             }
             Frame::Truncated(_) => Ok(()),
+            Frame::Snapshot(slot) => missed(slot, format!("{} names it (byte {})", at.0.file(), at.1)),
         })?;
         report.torn.extend(end.torn);
         report.bytes += end.bytes;
@@ -474,8 +490,12 @@ pub fn recover(
         .into_iter()
         .map(|(id, mut loading)| {
             loading.slot.restored(revision);
-            let found =
-                RecoveredSlot { slot: loading.slot, revision: loading.revision, needs: loading.needs };
+            let found = RecoveredSlot {
+                slot: loading.slot,
+                revision: loading.revision,
+                needs: loading.needs,
+                has_snapshot: layout.snapshots.contains_key(&id),
+            };
             (id, found)
         })
         .collect();

@@ -24,6 +24,8 @@ use crate::{
 
 mod durable;
 
+use durable::DurableAcks;
+
 /// What a shard is told at its start.
 #[derive(Debug, Clone)]
 pub struct ShardConfig {
@@ -58,7 +60,8 @@ pub struct Acknowledgement {
     pub reader: ReaderId,
     /// Its sequence.
     pub sequence: u64,
-    /// For each put and removal in it, in order: the slot's revision that contains it, or why it was refused.
+    /// For each put and removal in it, in order: the slot's revision that contains it, or why it was refused. With changes
+    /// of persistent registrations in it, it comes when those are durable; other frames do not wait for it.
     pub outcomes: Vec<Result<Revision, Refusal>>,
 }
 
@@ -161,6 +164,7 @@ pub struct Shard {
     /// Every slot with an open batch, in no order, some twice.
     dirty: Vec<SlotId>,
     acks: VecDeque<PendingAck>,
+    durable_acks: DurableAcks,
     sealed: VecDeque<Seal>,
     asked: BTreeMap<(ReaderId, SlotId, DatumKey), Revision>,
     catching_up: BTreeMap<(ReaderId, SlotId), Revision>,
@@ -197,6 +201,7 @@ impl Shard {
             interests: Interests::default(),
             dirty: Vec::new(),
             acks: VecDeque::new(),
+            durable_acks: DurableAcks::default(),
             sealed: VecDeque::new(),
             asked: BTreeMap::new(),
             catching_up: BTreeMap::new(),
@@ -249,6 +254,7 @@ impl Shard {
         self.slots.iter().map(Slot::counts).fold(SlotCounts::default(), |mut sum, counts| {
             sum.datums += counts.datums;
             sum.publishers += counts.publishers;
+            sum.persistent += counts.persistent;
             sum.tombstones += counts.tombstones;
             sum.log_entries += counts.log_entries;
             sum.arena.live += counts.arena.live;
@@ -280,6 +286,9 @@ impl Shard {
         now: Nanos,
     ) -> Result<u64, Refusal> {
         self.now = now;
+        if session == SessionId::NOBODY {
+            return Err(Refusal::SessionEnded);
+        }
         // A larger epoch than this shard's is of another run, whatever the session was linked to before.
         let foreign = epoch_seen > self.epoch || !same_run && epoch_seen == self.epoch;
         if foreign && epoch_seen >= Revision::EPOCH_MAX {
@@ -321,6 +330,7 @@ impl Shard {
         self.asked.retain(|(other, ..), _| *other != reader);
         self.catching_up.retain(|(other, _), _| *other != reader);
         self.acks.retain(|ack| ack.reader != reader);
+        self.durable_acks.close(reader);
     }
 
     /// The session behind a link leaves for good; its registrations go at once.
@@ -352,6 +362,7 @@ impl Shard {
         }
         *last = sequence;
         let mut outcomes = Vec::with_capacity(bytes.len() / ENTRY_BYTES_USUAL);
+        let mut persistent = Vec::new();
         let mut refused_names = std::mem::take(&mut self.links.entry(reader).or_default().refused_names);
         for entry in entries(bytes) {
             let entry = entry?;
@@ -362,11 +373,19 @@ impl Shard {
                 Err(_) => self.stats.refused += 1,
             }
             if entry.change.kind != ChangeKind::Name {
+                if entry.change.is_persistent() && outcome.is_ok() {
+                    persistent.push(outcomes.len());
+                }
                 outcomes.push(outcome.map(|()| slot));
             }
         }
         self.links.entry(reader).or_default().refused_names = refused_names;
-        self.acks.push_back(PendingAck { reader, sequence, outcomes });
+        let ack = PendingAck { reader, sequence, outcomes };
+        if persistent.is_empty() {
+            self.acks.push_back(ack);
+        } else {
+            self.durable_acks.open(ack, persistent);
+        }
         Ok(())
     }
 
@@ -544,6 +563,7 @@ impl Shard {
         self.end_some_registrations();
         let before = self.stats.batches;
         self.seal_dirty(now);
+        self.await_durable();
         (self.stats.batches - before) as usize
     }
 
@@ -551,6 +571,9 @@ impl Shard {
     pub fn poll_ack(&mut self) -> Option<Acknowledgement> {
         if !self.may_tell() {
             return None;
+        }
+        if let Some(ack) = self.durable_acks.poll() {
+            return Some(ack);
         }
         let pending = self.acks.pop_front()?;
         let outcomes = pending
@@ -633,12 +656,10 @@ impl Shard {
     ) -> Result<(), Refusal> {
         let change = entry.change;
         self.seal_if_full(slot_id, self.now);
+        self.check_durability(session, &change, slot_id)?;
         let slot = self.slots.get_mut(slot_id).ok_or(Refusal::SlotMoved)?;
         if change.epoch != 0 && change.epoch != slot.revision().epoch() {
             return Err(Refusal::EpochMismatch);
-        }
-        if change.durability == Durability::Persistent {
-            return Err(Refusal::PersistentUnavailable);
         }
         let was_clean = slot.open_changes() == 0;
         let outcome = match change.kind {
@@ -655,7 +676,6 @@ impl Shard {
                 }
                 outcome
             }
-            _ if change.owner != session => Err(Refusal::NotOwner),
             _ if refused_names.contains(&change.datum) => Err(Refusal::KeyCollision),
             ChangeKind::Put => {
                 let record = entry.record().ok_or(Refusal::RecordInvalid)?;
@@ -696,7 +716,7 @@ impl Shard {
         let changes = slot.open_changes();
         let Some(sealed) = slot.seal(now) else { return };
         if let Some(storage) = &mut self.storage {
-            storage.append(id, slot.revision(), &sealed.batch, changes, false, now);
+            storage.append(id, slot.revision(), &sealed.batch, changes, sealed.persistent, now);
         }
         slot.recycle(sealed.batch);
         self.stats.batches += 1;

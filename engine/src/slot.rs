@@ -84,6 +84,8 @@ pub struct Sealed {
     pub previous: Revision,
     /// The data ids whose lists it changed.
     pub changed: Vec<DatumKey>,
+    /// Whether somebody waits for it to be durable.
+    pub persistent: bool,
 }
 
 /// Counts and bytes of a slot.
@@ -93,6 +95,8 @@ pub struct SlotCounts {
     pub datums: usize,
     /// Live registrations.
     pub publishers: usize,
+    /// Those of them that are persistent.
+    pub persistent: usize,
     /// Removed registrations whose version is still remembered.
     pub tombstones: usize,
     /// Entries of the change log.
@@ -118,6 +122,8 @@ pub struct Slot {
     log: ChangeLog,
     log_limits: ChangeLogLimits,
     open: OpenBatch,
+    /// The open batch has a change of a persistent registration.
+    open_persistent: bool,
     touched: Vec<Touched>,
     digest: Digest,
     /// By session, in rising order.
@@ -147,6 +153,7 @@ impl Slot {
             log: ChangeLog::starting_at(revision),
             log_limits,
             open: OpenBatch::default(),
+            open_persistent: false,
             touched: Vec::new(),
             digest: Digest::default(),
             session_digests: Vec::new(),
@@ -190,7 +197,7 @@ impl Slot {
         self.digest
     }
 
-    /// Digest over the live registrations that `session` owns.
+    /// Digest over the live registrations that `session` owns; those that [`SessionId::NOBODY`] owns are persistent.
     pub fn session_digest(&self, session: SessionId) -> Digest {
         let found = self.session_digests.binary_search_by_key(&session, |(session, _)| *session);
         found.map_or_else(|_| Digest::default(), |at| self.session_digests[at].1)
@@ -211,6 +218,7 @@ impl Slot {
         SlotCounts {
             datums: self.datum_index.len(),
             publishers: self.publishers,
+            persistent: self.session_digest(SessionId::NOBODY).count as usize,
             tombstones: self.publication_index.len() - self.publishers,
             log_entries: self.log.len(),
             arena: self.arena.bytes(),
@@ -235,7 +243,8 @@ impl Slot {
     }
 
     /// Admits a put of a session: the larger (publisher version, attach count) wins, and equal content changes nothing
-    /// but the version. `client` is the publishing client that the record names.
+    /// but the version. `client` is the publishing client that the record names. An ephemeral registration is changed by
+    /// its client alone, a persistent one by whoever names it with a larger version.
     pub fn admit_put(&mut self, entry: Entry<'_>, client: u64) -> Result<(), Refusal> {
         let (change, record) = (entry.change, entry.record().ok_or(Refusal::RecordInvalid)?);
         let datum = self.find_datum(change.datum).ok_or(Refusal::NameUnknown)?;
@@ -245,17 +254,23 @@ impl Slot {
             let known = self.publication(index).version();
             if matches!(self.publication(index).place, Place::Live(_)) {
                 let stored = self.record(index);
-                if stored.client() != Some(ClientId(client)) {
+                if self.publication(index).is_persistent() != change.is_persistent() {
+                    return Err(Refusal::DurabilityMismatch);
+                }
+                if !change.is_persistent() && stored.client() != Some(ClientId(client)) {
                     return Err(Refusal::ForeignRegistration);
                 }
-                if change.version < known {
+                let same = stored.checksum() == record.checksum();
+                // Two writers of a persistent registration may have chosen one version.
+                if change.version < known || change.version == known && change.is_persistent() && !same {
                     return Err(Refusal::Superseded);
                 }
                 if change.version == known {
                     return Ok(());
                 }
-                if stored.checksum() == record.checksum() {
+                if same {
                     let touch = Change { kind: ChangeKind::Touch, ..change };
+                    self.open_persistent |= change.is_persistent();
                     self.write(|out| write_change(out, &touch));
                     self.apply_change(&touch, None, 0);
                     return Ok(());
@@ -270,19 +285,24 @@ impl Slot {
         if full || held.bytes - replaced_bytes + record.bytes().len() > DATUM_BYTES_MAX {
             return Err(Refusal::DatumFull);
         }
+        self.open_persistent |= change.is_persistent();
         self.open.push(entry);
         self.put_at(datum, found, &change, record);
         Ok(())
     }
 
-    /// Admits a removal. Only the owning session incarnation removes; an unknown registration is no error. `mark` says
-    /// when the tombstone may go (see [`Slot::forget_tombstones`]).
+    /// Admits a removal. Only the owning session incarnation removes an ephemeral registration, and whoever names it with
+    /// a version that is not smaller a persistent one; an unknown registration is no error. `mark` says when the tombstone
+    /// may go (see [`Slot::forget_tombstones`]).
     pub fn admit_remove(&mut self, change: &Change, mark: u64) -> Result<(), Refusal> {
         let Some(datum) = self.find_datum(change.datum) else { return Ok(()) };
         // What is not known leaves a tombstone all the same: a session that has not been heard yet may still hold it.
         if let Some(index) = self.find_in(datum, change.register) {
             let publication = self.publication(index);
             if matches!(publication.place, Place::Live(_)) {
+                if publication.is_persistent() != change.is_persistent() {
+                    return Err(Refusal::DurabilityMismatch);
+                }
                 if publication.owner != change.owner {
                     return Err(Refusal::NotOwner);
                 }
@@ -294,6 +314,7 @@ impl Slot {
             }
         }
         let remove = Change { kind: ChangeKind::Remove, ..*change };
+        self.open_persistent |= change.is_persistent();
         self.write(|out| write_change(out, &remove));
         self.apply_change(&remove, None, mark);
         Ok(())
@@ -369,7 +390,8 @@ impl Slot {
         let changed = self.log_touched(revision, now);
         self.log.trim(&self.log_limits, now);
         self.drop_idle_datums(previous);
-        Some(Sealed { batch, previous, changed })
+        let persistent = std::mem::take(&mut self.open_persistent);
+        Some(Sealed { batch, previous, changed, persistent })
     }
 
     /// Opens a larger epoch in the same history: readers of this run stay in step, and no revision of another run can be
@@ -854,5 +876,9 @@ impl Publication {
 
     fn version(&self) -> Version {
         Version { number: self.number, attach: self.attach }
+    }
+
+    fn is_persistent(&self) -> bool {
+        Durability::of_owner(self.owner) == Durability::Persistent
     }
 }

@@ -7,10 +7,11 @@ use crate::{
     block::{self, BlockKind, u32_at, u64_at},
     disk_op::{DiskOp, DiskQueue, OpId},
     id::{Revision, SlotId},
-    journal::VERSION,
     slot::{ScanCursor, Slot},
 };
 
+/// Version of the format that is written.
+pub const VERSION: u32 = 1;
 /// Bytes of one block of entries, about, unless told otherwise.
 pub const STEP_BYTES: usize = 256 * 1024;
 const HEAD_BYTES: usize = 32;

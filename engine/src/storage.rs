@@ -95,6 +95,8 @@ struct SlotDisk {
     gap: bool,
     /// The last frame.
     frame: u64,
+    /// The last frame with a change of a persistent registration.
+    persistent: u64,
 }
 
 /// Journal and snapshots of one shard.
@@ -118,7 +120,9 @@ pub struct Storage {
 impl Storage {
     /// Goes on from what was recovered, in the stream of a run that opened `epoch`.
     pub fn new(config: StorageConfig, epoch: u32, recovered: &Recovered) -> Self {
-        let journal = Journal::new(config.journal.clone(), epoch, recovered.kept.clone());
+        let snapshots = recovered.slots.iter().filter(|(_, found)| found.has_snapshot).map(|(id, _)| *id);
+        let journal =
+            Journal::new(config.journal.clone(), epoch, recovered.kept.clone(), snapshots.collect());
         let mut storage = Self {
             config,
             journal,
@@ -183,7 +187,14 @@ impl Storage {
 
     /// Whether a persistent change of the slot can be made durable now.
     pub fn takes_persistent(&self, slot: SlotId) -> bool {
-        self.journal.state() == JournalState::Open && !self.gaps.contains(&slot) && self.journal.has_room()
+        !self.is_failed() && !self.gaps.contains(&slot) && self.journal.has_room()
+    }
+
+    /// The frame that makes every change of the slot's persistent registrations durable up to now. `None`: the slot has a
+    /// gap, so no frame does.
+    pub fn persistent_frame_of(&self, slot: SlotId) -> Option<u64> {
+        let frame = self.slots.get(&slot).map_or(0, |slot| slot.persistent);
+        (!self.gaps.contains(&slot)).then_some(frame)
     }
 
     /// The leader's epoch has grown.
@@ -217,6 +228,9 @@ impl Storage {
         let position = self.journal.position();
         slot.frame = self.journal.append(batch, changes, (slot.last, slot.gap), persistent, now);
         slot.last = revision;
+        if persistent {
+            slot.persistent = slot.frame;
+        }
         self.stats.journaled += changes as u64;
         if slot.needs.is_none() {
             slot.needs = Some(position);
@@ -302,7 +316,7 @@ impl Storage {
         let Some(scan) = self.scan.as_mut() else { return };
         match scan.phase {
             Phase::Syncing(id) if id == done.id => scan.phase = Phase::Journal(self.journal.appended()),
-            Phase::Renaming(id) if id == done.id => self.finish_scan(),
+            Phase::Renaming(id) if id == done.id => self.finish_scan(now),
             _ => {}
         }
     }
@@ -320,7 +334,8 @@ impl Storage {
         self.abandon_scan();
         self.truncation = None;
         for (id, slot) in &mut self.slots {
-            slot.gap = true;
+            // What was lost is in the snapshot that closes the gap.
+            (slot.gap, slot.frame, slot.persistent) = (true, 0, 0);
             self.gaps.insert(*id);
         }
     }
@@ -385,9 +400,10 @@ impl Storage {
         self.journal.closed().1 + self.old_files.values().sum::<u64>()
     }
 
-    fn finish_scan(&mut self) {
+    fn finish_scan(&mut self, now: Nanos) {
         let Some(scan) = self.scan.take() else { return };
         self.stats.snapshots += 1;
+        self.journal.note_snapshot(scan.slot, now);
         let Some(slot) = self.slots.get_mut(&scan.slot) else { return };
         if let Some(segment) = slot.needs.take() {
             self.needs.remove(&(segment, scan.slot));

@@ -40,7 +40,7 @@ impl DataProcess {
         let ready = Arc::new(move || {
             let failed = storage.iter().any(StorageMetrics::has_failed);
             let note =
-                failed.then(|| "the disk has failed: nothing is kept until it works again".to_string());
+                failed.then(|| "the disk has failed: persistent publishers are refused and nothing is kept until it works again".to_string());
             let waiting = metrics.iter().filter(|shard| shard.serving.get() == 0).count();
             if waiting == 0 {
                 Ok(note)

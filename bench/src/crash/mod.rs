@@ -1,5 +1,6 @@
 //! Crashes of a data node at every point at which it writes or syncs: what is recovered has to be a state that the node
-//! was in, no older than what it had been told is durable, and no revision may be used twice.
+//! was in, no older than what it had been told is durable, no revision may be used twice, and no change of a persistent
+//! registration that was acknowledged may be missing.
 //!
 //! The shards are the real ones; disk, time and sessions are simulated. A round is a node with a random number of shards on
 //! whatever directory the round before left behind. After each operation of its disk the directory is copied as a crash
@@ -15,11 +16,13 @@ use slotcast_engine::{
     change_log::ChangeLogLimits,
     digest::Digest,
     disk_op::{DiskDone, DiskQueue, DiskRequest},
-    id::{DataId, Nanos, ReaderId, RegisterId, Revision, SessionId, SlotId, Version},
+    error::Refusal,
+    id::{DataId, DatumKey, Nanos, ReaderId, RegisterId, Revision, SessionId, SlotId, Version},
     journal::{Fate, JournalConfig},
     record::{Encoder, Instance, Record},
-    recover::{Layout, RecoverConfig, Recovered, recover},
+    recover::{Layout, RecoverConfig, Recovered, recover, salvage},
     shard::{Shard, ShardConfig},
+    slot::Slot,
     storage::{StorageConfig, StorageState},
 };
 
@@ -48,6 +51,10 @@ pub struct CrashReport {
     pub not_journaled: u64,
     /// Crashes with something not durable yet.
     pub behind: u64,
+    /// Changes of persistent registrations that were acknowledged.
+    pub promised: u64,
+    /// Those that were refused because the disk had failed or was behind.
+    pub refused: u64,
 }
 
 impl CrashReport {
@@ -61,6 +68,8 @@ impl CrashReport {
         self.snapshots += other.snapshots;
         self.not_journaled += other.not_journaled;
         self.behind += other.behind;
+        self.promised += other.promised;
+        self.refused += other.refused;
     }
 }
 
@@ -69,7 +78,8 @@ impl std::fmt::Display for CrashReport {
         write!(
             f,
             "{} crashes in {} rounds recovered as they should: {} with something not durable, {} with a torn end, {} into \
-             another shard count; {} disk failures, {} snapshots, {} changes not journaled",
+             another shard count; {} disk failures, {} snapshots, {} changes not journaled; {} changes of persistent \
+             registrations acknowledged and none of them missing, {} refused",
             self.points,
             self.rounds,
             self.behind,
@@ -77,15 +87,35 @@ impl std::fmt::Display for CrashReport {
             self.resharded,
             self.failures,
             self.snapshots,
-            self.not_journaled
+            self.not_journaled,
+            self.promised,
+            self.refused
         )
     }
 }
 
-/// Every state that each slot was in, by revision; and the latest that is known to be durable.
+/// Digests of a slot: over all registrations, and over the persistent ones.
+type State = (Digest, Digest);
+
+fn state_of(slot: &Slot) -> State {
+    (slot.digest(), slot.session_digest(SessionId::NOBODY))
+}
+
+/// A change of a persistent registration.
+#[derive(Clone, Copy)]
+struct Persistent {
+    datum: DatumKey,
+    register: RegisterId,
+    version: Version,
+    is_put: bool,
+}
+
+/// Every state that each slot was in, by revision; the latest that is known to be durable; and what was acknowledged of
+/// persistent registrations.
 #[derive(Clone, Default)]
 struct Model {
-    states: BTreeMap<SlotId, BTreeMap<Revision, Digest>>,
+    states: BTreeMap<SlotId, BTreeMap<Revision, State>>,
+    promised: BTreeMap<(DatumKey, RegisterId), (Version, bool)>,
     floor: BTreeMap<SlotId, Revision>,
     waiting: Vec<(usize, u64, SlotId, Revision)>,
     told: u32,
@@ -115,6 +145,10 @@ struct World {
     queues: Vec<VecDeque<DiskRequest>>,
     sequences: Vec<BTreeMap<u64, u64>>,
     frames: BTreeMap<SlotId, u64>,
+    /// By shard, session and sequence: the places of persistent changes among the outcomes.
+    asked: BTreeMap<(usize, u32, u64), Vec<(usize, Persistent)>>,
+    /// Recent puts of persistent registrations, to be sent again.
+    recent: VecDeque<(Persistent, Vec<u8>)>,
     versions: u64,
     now: Nanos,
     encoder: Encoder,
@@ -143,10 +177,11 @@ fn play(
             report.failures += 1;
         }
         world.disk.is_full &= turn < full_until;
-        world.turn(chance)?;
+        world.turn(chance, report)?;
         for _ in 0..chance.below(10) {
             let shard = chance.below(u64::from(shards)) as usize;
             if world.operate(shard) {
+                world.take_acks(shard, report);
                 let mut check = Chance::new(chance.number());
                 world.crash(&mut check, report).map(|_| ())?;
             }
@@ -227,11 +262,11 @@ fn check(model: &Model, found: &[Recovered]) -> anyhow::Result<()> {
     for id in (0..SLOTS).map(|slot| SlotId(slot as u16)) {
         let slot = found.iter().find_map(|shard| shard.slots.get(&id));
         let (revision, digest) =
-            slot.map_or((Revision::ZERO, Digest::default()), |slot| (slot.revision, slot.slot.digest()));
+            slot.map_or((Revision::ZERO, State::default()), |slot| (slot.revision, state_of(&slot.slot)));
         let floor = model.floor.get(&id).copied().unwrap_or_default();
         ensure!(revision >= floor, "slot {}: {revision} is recovered, {floor} was durable", id.0);
         let known = model.states.get(&id).and_then(|states| states.get(&revision)).copied();
-        let known = if revision == Revision::ZERO { Some(Digest::default()) } else { known };
+        let known = if revision == Revision::ZERO { Some(State::default()) } else { known };
         match known {
             None => bail!("slot {}: recovered at {revision}, which it never was at", id.0),
             Some(known) if known != digest => {
@@ -239,6 +274,36 @@ fn check(model: &Model, found: &[Recovered]) -> anyhow::Result<()> {
             }
             Some(_) => {}
         }
+    }
+    for ((datum, register), (version, is_live)) in &model.promised {
+        let id = datum.slot(SLOTS);
+        let slot = found.iter().find_map(|shard| shard.slots.get(&id));
+        let held = slot.and_then(|slot| slot.slot.version(*datum, *register));
+        let kept = match held {
+            // A removal that everybody knows of is forgotten.
+            None => !is_live,
+            Some((held, live)) => held > *version || held == *version && live == *is_live,
+        };
+        ensure!(kept, "{register:?} of slot {}: {held:?} is recovered, {version:?} was acknowledged", id.0);
+    }
+    Ok(())
+}
+
+/// Of a directory that a crash left, salvage finds what recovery does, all of it for certain.
+fn check_salvage(disk: &mut CrashDisk) -> anyhow::Result<()> {
+    let layout = Layout::read(disk, SLOTS, &[])?;
+    let found = recover(&layout, disk, &config(0, 1, layout.next_epoch()), &mut |_| ())?;
+    let salvaged = salvage(disk, SLOTS, &[])?;
+    ensure!(salvaged.epoch + 1 >= layout.next_epoch(), "salvage forgets epochs");
+    for id in (0..SLOTS).map(|slot| SlotId(slot as u16)) {
+        let recovered = found.slots.get(&id).map(|slot| (slot.revision, state_of(&slot.slot)));
+        let slot = salvaged.slots.get(&id);
+        let kept = slot.map(|slot| (slot.revision, state_of(&slot.slot)));
+        let none = (Revision::ZERO, State::default());
+        let same = recovered.unwrap_or(none) == kept.unwrap_or(none);
+        ensure!(same, "slot {}: {recovered:?} is recovered, {kept:?} is salvaged", id.0);
+        let whole = slot.is_none_or(|slot| slot.is_whole);
+        ensure!(whole, "slot {} is not certain to be whole: {:?}", id.0, salvaged.faults);
     }
     Ok(())
 }
@@ -255,7 +320,7 @@ impl World {
         // What was recovered is the truth from now on, whatever was there before.
         model.waiting.clear();
         for (id, slot) in recovered.iter().flat_map(|shard| &shard.slots) {
-            let state = BTreeMap::from([(slot.revision, slot.slot.digest())]);
+            let state = BTreeMap::from([(slot.revision, state_of(&slot.slot))]);
             model.states.insert(*id, state);
             model.floor.insert(*id, slot.revision);
         }
@@ -304,6 +369,8 @@ impl World {
             sequences: shards.iter().map(|_| BTreeMap::new()).collect(),
             shards,
             frames: BTreeMap::new(),
+            asked: BTreeMap::new(),
+            recent: VecDeque::new(),
             versions: u64::from(epoch) << 32,
             now: Nanos(1),
             encoder: Encoder::default(),
@@ -311,7 +378,7 @@ impl World {
     }
 
     /// Every shard takes some writes and ends a turn.
-    fn turn(&mut self, chance: &mut Chance) -> anyhow::Result<()> {
+    fn turn(&mut self, chance: &mut Chance, report: &mut CrashReport) -> anyhow::Result<()> {
         self.now = self.now.after(chance.below(40) * MILLI);
         for shard in 0..self.shards.len() {
             let session = 1 + chance.below(3);
@@ -322,20 +389,12 @@ impl World {
             let held = &mut self.shards[shard];
             held.tick(self.now);
             held.seal(self.now);
-            // Epochs that a session makes the shard open while the disk is away are told by sessions once more.
-            let failed = held.storage().is_some_and(|storage| storage.state() == StorageState::Failed);
-            while let Some(ack) = held.poll_ack() {
-                if failed {
-                    continue;
-                }
-                for revision in ack.outcomes.iter().flatten() {
-                    self.model.told = self.model.told.max(revision.epoch());
-                }
-            }
+            self.take_acks(shard, report);
+            let held = &mut self.shards[shard];
             let storage = held.storage().context("a shard with storage")?;
             for slot in held.slots() {
                 let states = self.model.states.entry(slot.id()).or_default();
-                states.insert(slot.revision(), slot.digest());
+                states.insert(slot.revision(), state_of(slot));
                 let frame = storage.frame_of(slot.id());
                 if self.frames.insert(slot.id(), frame).unwrap_or(0) < frame {
                     self.model.waiting.push((shard, frame, slot.id(), slot.revision()));
@@ -346,6 +405,32 @@ impl World {
             }
         }
         Ok(())
+    }
+
+    /// Clients hear what became of their writes.
+    fn take_acks(&mut self, shard: usize, report: &mut CrashReport) {
+        let held = &mut self.shards[shard];
+        // Epochs that a session makes the shard open while the disk is away are told by sessions once more.
+        let failed = held.storage().is_some_and(|storage| storage.state() == StorageState::Failed);
+        while let Some(ack) = held.poll_ack() {
+            for (at, asked) in self.asked.remove(&(shard, ack.reader.0, ack.sequence)).unwrap_or_default() {
+                if ack.outcomes[at].is_ok() {
+                    report.promised += 1;
+                    let promise = (asked.version, asked.is_put);
+                    let kept = self.model.promised.entry((asked.datum, asked.register)).or_insert(promise);
+                    if kept.0 < asked.version {
+                        *kept = promise;
+                    }
+                } else if ack.outcomes[at] == Err(Refusal::StorageFailed) {
+                    report.refused += 1;
+                }
+            }
+            if !failed {
+                for revision in ack.outcomes.iter().flatten() {
+                    self.model.told = self.model.told.max(revision.epoch());
+                }
+            }
+        }
     }
 
     fn link(&mut self, shard: usize, session: u64, chance: &mut Chance) -> anyhow::Result<()> {
@@ -369,7 +454,7 @@ impl World {
     }
 
     fn write(&mut self, shard: usize, session: u64, chance: &mut Chance) -> anyhow::Result<()> {
-        let mut entries = Vec::new();
+        let (mut entries, mut outcomes, mut asked) = (Vec::new(), 0, Vec::new());
         let changes = if chance.below(10) == 0 { 40 } else { 1 + chance.below(5) };
         for _ in 0..changes {
             let id = DataId::new("n", "g", &format!("service-{}", chance.below(SERVICES)))?;
@@ -377,17 +462,28 @@ impl World {
                 continue;
             }
             self.versions += 1;
-            let register = RegisterId(1 + chance.below(20) * 3 + session);
+            let is_persistent = chance.below(3) == 0;
+            let (register, owner) = if is_persistent {
+                (RegisterId(1000 + chance.below(30)), SessionId::NOBODY)
+            } else {
+                (RegisterId(1 + chance.below(20) * 3 + session), SessionId(session))
+            };
             let change = Change {
                 kind: ChangeKind::Put,
-                durability: Durability::Ephemeral,
+                durability: Durability::of_owner(owner),
                 datum: id.key(),
                 register,
                 version: Version { number: self.versions, attach: 1 },
                 epoch: 0,
-                owner: SessionId(session),
+                owner,
             };
-            if chance.below(3) == 0 {
+            let removes = chance.below(3) == 0;
+            if is_persistent {
+                let version = change.version;
+                asked.push((outcomes, Persistent { datum: id.key(), register, version, is_put: !removes }));
+            }
+            outcomes += 1;
+            if removes {
                 write_change(&mut entries, &Change { kind: ChangeKind::Remove, ..change });
                 continue;
             }
@@ -395,10 +491,28 @@ impl World {
             let instance = Instance { client: session, name: String::new(), zone: String::new(), payload };
             let record = self.encoder.encode(id.key(), register, &instance)?;
             write_name(&mut entries, id.key(), id.as_bytes());
+            let begin = entries.len();
             write_put(&mut entries, &change, Record::read(record)?);
+            if let Some((_, persistent)) = asked.last().filter(|_| is_persistent) {
+                self.recent.push_back((*persistent, entries[begin..].to_vec()));
+                self.recent.truncate(20);
+            }
+        }
+        // Whoever has not been acknowledged says it again.
+        for (persistent, entry) in &self.recent {
+            let is_here = persistent.datum.slot(SLOTS).shard(self.shards.len() as u32) == shard as u32;
+            if is_here && chance.below(8) == 0 {
+                asked.push((outcomes, *persistent));
+                outcomes += 1;
+                entries.extend_from_slice(entry);
+            }
+        }
+        if chance.below(8) == 0 {
+            self.recent.pop_front();
         }
         let sequence = self.sequences[shard].entry(session).or_insert(0);
         *sequence += 1;
+        self.asked.insert((shard, session as u32, *sequence), asked);
         self.shards[shard].handle_write(ReaderId(session as u32), *sequence, &entries, self.now)?;
         Ok(())
     }
@@ -455,6 +569,9 @@ impl World {
         let shards = 1 + chance.below(3) as u32;
         report.points += 1;
         report.behind += u64::from(!self.model.waiting.is_empty());
+        if report.points.is_multiple_of(4) {
+            check_salvage(&mut disk.clone())?;
+        }
         start(&mut disk.clone(), &self.model, shards, chance, report)?;
         Ok((disk, self.model.clone()))
     }
@@ -470,6 +587,7 @@ mod tests {
         println!("{report}");
         assert!(report.points >= 300);
         assert!(report.torn > 0 && report.resharded > 0 && report.failures > 0, "{report}");
+        assert!(report.promised > 0 && report.refused > 0, "{report}");
         assert!(report.snapshots > 0 && report.not_journaled > 0 && report.behind > 0, "{report}");
     }
 }

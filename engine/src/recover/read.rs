@@ -13,21 +13,21 @@ use crate::{
 };
 
 /// A file read block after block, with memory that is used again.
-struct Blocks<'a> {
+pub(super) struct Blocks<'a> {
     files: &'a mut dyn Files,
     file: String,
     bytes: u64,
-    offset: u64,
+    pub(super) offset: u64,
     block: AlignedVec,
 }
 
 impl<'a> Blocks<'a> {
-    fn open(files: &'a mut dyn Files, file: String, bytes: u64) -> Self {
+    pub(super) fn open(files: &'a mut dyn Files, file: String, bytes: u64) -> Self {
         Self { files, file, bytes, offset: 0, block: AlignedVec::new() }
     }
 
     /// Reads the block at the offset and checks its checksum, without going on. The outer error is the system's.
-    fn peek(&mut self) -> Result<Result<BlockHead, BlockError>, RecoverError> {
+    pub(super) fn peek(&mut self) -> Result<Result<BlockHead, BlockError>, RecoverError> {
         let left = self.bytes.saturating_sub(self.offset);
         if left < HEADER_BYTES as u64 {
             return Ok(Err(BlockError::Truncated { needed: HEADER_BYTES as u64, got: left }));
@@ -49,7 +49,7 @@ impl<'a> Blocks<'a> {
             .map_err(|what| RecoverError::Read { file: self.file.clone(), what })
     }
 
-    fn content(&self, head: &BlockHead) -> &[u8] {
+    pub(super) fn content(&self, head: &BlockHead) -> &[u8] {
         &self.block[HEADER_BYTES..head.used]
     }
 

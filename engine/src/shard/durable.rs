@@ -1,12 +1,63 @@
 //! The shard's durable side: what it recovered, and what it asks of the disk.
 
-use super::{Shard, ShardConfig};
+use std::collections::VecDeque;
+
+use super::{Acknowledgement, PendingAck, Shard, ShardConfig};
 use crate::{
+    batch::{Change, ChangeKind},
     disk_op::{DiskDone, DiskRequest},
-    id::Nanos,
+    error::Refusal,
+    id::{Nanos, ReaderId, Revision, SessionId, SlotId},
+    journal::Fate,
     recover::Recovered,
+    slot::Slot,
     storage::{Storage, StorageConfig},
 };
+
+/// Acknowledgements of write frames with changes of persistent registrations: from being taken, over being sealed, to being
+/// known to be durable or lost.
+#[derive(Default)]
+pub(super) struct DurableAcks {
+    /// Not sealed yet, with the places of the persistent changes among the outcomes.
+    open: Vec<(PendingAck, Vec<usize>)>,
+    /// Sealed: wait for the disk.
+    waiting: Vec<Waiting>,
+    ready: VecDeque<Acknowledgement>,
+}
+
+struct Waiting {
+    ack: Acknowledgement,
+    persistent: Vec<usize>,
+    /// The frame that makes the changes durable; none will.
+    frame: Option<u64>,
+}
+
+impl DurableAcks {
+    pub(super) fn open(&mut self, ack: PendingAck, persistent: Vec<usize>) {
+        self.open.push((ack, persistent));
+    }
+
+    pub(super) fn poll(&mut self) -> Option<Acknowledgement> {
+        self.ready.pop_front()
+    }
+
+    pub(super) fn close(&mut self, reader: ReaderId) {
+        self.open.retain(|(ack, _)| ack.reader != reader);
+        self.waiting.retain(|waiting| waiting.ack.reader != reader);
+        self.ready.retain(|ack| ack.reader != reader);
+    }
+
+    /// Moves on what the disk has decided on.
+    fn decide(&mut self, fate: impl Fn(u64) -> Fate) {
+        let decided = self.waiting.extract_if(.., |waiting| waiting.frame.map(&fate) != Some(Fate::Waiting));
+        for Waiting { mut ack, persistent, frame } in decided {
+            if frame.map(&fate) != Some(Fate::Durable) {
+                persistent.into_iter().for_each(|at| ack.outcomes[at] = Err(Refusal::StorageFailed));
+            }
+            self.ready.push_back(ack);
+        }
+    }
+}
 
 impl Shard {
     /// A shard that goes on from what a disk held, in the epoch that it was recovered for, and keeps everything on that disk
@@ -34,6 +85,58 @@ impl Shard {
     pub fn handle_disk(&mut self, done: &DiskDone, now: Nanos) {
         if let Some(storage) = &mut self.storage {
             storage.handle(done, now);
+        }
+        // After each operation: what was lost in one failure is not told from what is durable after the next.
+        self.decide_durable();
+    }
+
+    /// Write frames that wait for the disk before they are acknowledged.
+    pub fn awaiting_disk(&self) -> usize {
+        self.durable_acks.waiting.len()
+    }
+
+    /// Whether a change may have its durability class: an ephemeral one is of the session that sends it, a persistent one of
+    /// nobody, and can be made durable.
+    pub(super) fn check_durability(
+        &self,
+        session: SessionId,
+        change: &Change,
+        slot: SlotId,
+    ) -> Result<(), Refusal> {
+        let owner = if change.is_persistent() { SessionId::NOBODY } else { session };
+        if change.kind == ChangeKind::Name {
+            return Ok(());
+        }
+        if change.owner != owner {
+            return Err(Refusal::NotOwner);
+        }
+        if !change.is_persistent() {
+            return Ok(());
+        }
+        let storage = self.storage.as_ref().ok_or(Refusal::PersistentUnavailable)?;
+        if storage.takes_persistent(slot) { Ok(()) } else { Err(Refusal::StorageFailed) }
+    }
+
+    /// The turn's batches are sealed: what of its write frames has to be durable waits for the disk.
+    pub(super) fn await_durable(&mut self) {
+        if self.durable_acks.open.is_empty() {
+            return;
+        }
+        for (ack, persistent) in std::mem::take(&mut self.durable_acks.open) {
+            let slots = persistent.iter().filter_map(|at| ack.outcomes[*at].ok());
+            let frames = slots.map(|slot| self.storage.as_ref()?.persistent_frame_of(slot));
+            let frame = frames.reduce(|one, other| Some(one?.max(other?))).flatten();
+            let revision = |slot| self.slots.get(slot).map_or(Revision::ZERO, Slot::revision);
+            let outcomes = ack.outcomes.into_iter().map(|outcome| outcome.map(revision)).collect();
+            let ack = Acknowledgement { reader: ack.reader, sequence: ack.sequence, outcomes };
+            self.durable_acks.waiting.push(Waiting { ack, persistent, frame });
+        }
+        self.decide_durable();
+    }
+
+    fn decide_durable(&mut self) {
+        if let Some(storage) = &self.storage {
+            self.durable_acks.decide(|frame| storage.fate(frame));
         }
     }
 

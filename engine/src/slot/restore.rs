@@ -42,7 +42,7 @@ impl Slot {
             if !matches!(publication.place, Place::Vacant) {
                 let change = Change {
                     kind: ChangeKind::Put,
-                    durability: Durability::Ephemeral,
+                    durability: Durability::of_owner(publication.owner),
                     datum: self.datum(publication.datum).key,
                     register: publication.register,
                     version: publication.version(),
@@ -83,7 +83,8 @@ impl Slot {
 
     /// The session incarnations that own registrations here.
     pub fn owners(&self) -> impl Iterator<Item = SessionId> {
-        self.session_digests.iter().map(|(session, _)| *session)
+        let owners = self.session_digests.iter().map(|(session, _)| *session);
+        owners.filter(|session| *session != SessionId::NOBODY)
     }
 
     fn knows(&self, datum: DatumKey) -> bool {

@@ -440,10 +440,12 @@ fn each_write_of_a_frame_is_decided_on_its_own() {
         register: RegisterId(2),
         version: version(9, 9),
         epoch: 0,
-        owner: SessionId(1),
+        owner: SessionId::NOBODY,
     };
     write_change(&mut frame.bytes, &persistent);
-    let forget = Change { kind: ChangeKind::Forget, durability: Durability::Ephemeral, ..persistent };
+    let owned = Change { owner: SessionId(1), ..persistent };
+    write_change(&mut frame.bytes, &owned);
+    let forget = Change { kind: ChangeKind::Forget, durability: Durability::Ephemeral, ..owned };
     write_change(&mut frame.bytes, &forget);
     let (outcomes, _) = node.write(1, &frame);
     let codes: Vec<_> = outcomes.iter().map(|outcome| outcome.err()).collect();
@@ -454,6 +456,7 @@ fn each_write_of_a_frame_is_decided_on_its_own() {
             None,
             Some(Refusal::SlotMoved),
             Some(Refusal::PersistentUnavailable),
+            Some(Refusal::NotOwner),
             Some(Refusal::RecordInvalid),
         ]
     );

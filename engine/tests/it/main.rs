@@ -7,6 +7,8 @@ mod disk;
 mod formats;
 mod limits;
 mod model;
+mod persistent;
 mod readers;
+mod salvage;
 mod support;
 mod tidy;

@@ -96,7 +96,8 @@ impl Frame {
     fn change(&self, kind: ChangeKind, id: &DataId, register: u64, version: Version) -> Change {
         Change {
             kind,
-            durability: Durability::Ephemeral,
+            // What nobody owns is persistent.
+            durability: Durability::of_owner(self.owner),
             datum: id.key(),
             register: RegisterId(register),
             version,

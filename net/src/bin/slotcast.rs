@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand};
 use slotcast_engine::limits::SLOTS_DEFAULT;
 use slotcast_net::{
     config::Config,
-    data::storage::check_data,
+    data::{salvage::salvage_data, storage::check_data},
     process::{DataProcess, SessionProcess, wait_for_end},
 };
 use tracing_subscriber::EnvFilter;
@@ -28,13 +28,17 @@ enum Role {
     Data(Settings),
     /// A session process.
     Session(Settings),
-    /// Reads a data directory as a node would, says what is in it or what is wrong with it, and changes nothing.
+    /// Reads a data directory as a node would, says what is in it or what is wrong with it, and changes nothing in it.
     CheckData {
         /// The directory.
         dir: PathBuf,
         /// Slots of the cluster that wrote it.
         #[arg(long, default_value_t = SLOTS_DEFAULT)]
         slot_count: u32,
+        /// Writes what is good in a damaged directory into this one, which must not exist, and lists by file and offset what
+        /// is not. The damaged one is not changed.
+        #[arg(long, value_name = "OUT")]
+        salvage: Option<PathBuf>,
     },
     /// Reads and checks a configuration and prints it with all defaults filled in.
     CheckConfig(Settings),
@@ -83,8 +87,12 @@ fn main() -> anyhow::Result<()> {
             wait_for_end(|| session.server.is_finished())?;
             session.server.stop()
         }
-        Role::CheckData { dir, slot_count } => {
-            print!("{}", check_data(&dir, slot_count)?);
+        Role::CheckData { dir, slot_count, salvage } => {
+            let text = match salvage {
+                Some(out) => salvage_data(&dir, slot_count, &out)?,
+                None => check_data(&dir, slot_count)?,
+            };
+            print!("{text}");
             Ok(())
         }
         Role::CheckConfig(settings) => {

@@ -4,7 +4,7 @@ use std::{sync::Arc, thread::JoinHandle, time::Duration};
 
 use crossbeam::channel::{Receiver, Sender, TrySendError, bounded};
 use slotcast_engine::{
-    id::{ClientId, DataId},
+    id::{ClientId, DataId, RegisterId},
     record::RecordError,
 };
 
@@ -118,6 +118,42 @@ impl Client {
     /// Removes a registration.
     pub fn unpublish(&self, registration: Registration) -> Result<(), ClientError> {
         self.command(move |state| state.unpublish(registration))
+    }
+
+    /// Registers, or changes, an instance that is not tied to this client: it stays until it is removed by request, however
+    /// often clients, sessions and data nodes restart. [`Update::Acknowledged`] follows when it is durable;
+    /// [`Update::NotDurable`] first, if that takes longer than it should.
+    ///
+    /// It belongs to nobody. Whoever names its number within the data id and a larger version changes it, so the
+    /// application chooses both: numbers that it finds again after a restart, versions that grow with every change and
+    /// removal, such as the generation of a configuration.
+    pub fn publish_persistent(
+        &self,
+        id: &DataId,
+        (register, version): (RegisterId, u64),
+        name: &str,
+        zone: &str,
+        payload: &[u8],
+    ) -> Result<Registration, ClientError> {
+        let (id, name, zone, payload) = (id.clone(), name.to_string(), zone.to_string(), payload.to_vec());
+        let (answer, answered) = bounded(1);
+        self.command(move |state| {
+            let _ = answer.send(state.publish_persistent(&id, (register, version), &name, &zone, &payload));
+        })?;
+        Ok(answered.recv().map_err(|_| ClientError::Ended)??)
+    }
+
+    /// Removes an instance that was registered to stay, by whomever: its version has to be `version` or smaller.
+    pub fn remove_persistent(
+        &self,
+        id: &DataId,
+        register: RegisterId,
+        version: u64,
+    ) -> Result<Registration, ClientError> {
+        let id = id.clone();
+        let registration = Registration { datum: id.key(), register };
+        self.command(move |state| _ = state.remove_persistent(&id, register, version))?;
+        Ok(registration)
     }
 
     /// Subscribes to a data id; the first update is a snapshot, empty if nobody publishes it.

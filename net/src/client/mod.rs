@@ -17,6 +17,8 @@
 
 mod state;
 
+mod persistent;
+
 mod handle;
 
 pub use handle::{Client, ClientError};

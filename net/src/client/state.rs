@@ -14,6 +14,7 @@ use slotcast_engine::{
 };
 
 use crate::{
+    client::persistent::Persistents,
     io::{
         ring::{ConnId, Event, SendOutcome, Sockets},
         role::Role,
@@ -100,6 +101,14 @@ pub enum Update {
         /// Why.
         refusal: Refusal,
     },
+    /// A write of a persistent registration cannot be made durable now. Subscribers may see it all the same. The client sends
+    /// it again until it is acknowledged or refused; this is told once.
+    NotDurable {
+        /// Which registration.
+        registration: Registration,
+        /// Why.
+        refusal: Refusal,
+    },
     /// A subscription was refused.
     SubscriptionRefused {
         /// The data id.
@@ -157,6 +166,7 @@ pub struct ClientState {
     /// Version numbers are never used again, also not by a registration that was removed in between.
     versions: u64,
     published: BTreeMap<Registration, Published>,
+    persistents: Persistents,
     in_flight: VecDeque<(u64, Vec<(Registration, Version)>)>,
     subscribed: BTreeMap<DatumKey, Subscribed>,
     decoder: Decoder,
@@ -188,6 +198,7 @@ impl ClientState {
             registers: mix64(id.0 ^ seed),
             versions: 0,
             published: BTreeMap::new(),
+            persistents: Persistents::default(),
             in_flight: VecDeque::new(),
             subscribed: BTreeMap::new(),
             decoder: Decoder::default(),
@@ -260,6 +271,32 @@ impl ClientState {
         }
     }
 
+    /// Registers, or changes, an instance that stays until it is removed by request (see [`Client::publish_persistent`]).
+    ///
+    /// [`Client::publish_persistent`]: crate::client::Client::publish_persistent
+    pub fn publish_persistent(
+        &mut self,
+        id: &DataId,
+        (register, version): (RegisterId, u64),
+        name: &str,
+        zone: &str,
+        payload: &[u8],
+    ) -> Result<Registration, RecordError> {
+        let registration = Registration { datum: id.key(), register };
+        let instance =
+            Instance { client: self.id.0, name: name.into(), zone: zone.into(), payload: payload.into() };
+        let record = self.encoder.encode(registration.datum, register, &instance)?;
+        self.persistents.want(registration, id, version, Some(Record::read(record)?));
+        Ok(registration)
+    }
+
+    /// Removes an instance that was registered to stay, by whomever.
+    pub fn remove_persistent(&mut self, id: &DataId, register: RegisterId, version: u64) -> Registration {
+        let registration = Registration { datum: id.key(), register };
+        self.persistents.want(registration, id, version, None);
+        registration
+    }
+
     /// Subscribes to a data id; the first update is a snapshot.
     pub fn subscribe(&mut self, id: &DataId) {
         let fresh = Subscribed {
@@ -302,7 +339,7 @@ impl ClientState {
 
     /// Whether everything that was published or removed is acknowledged.
     pub fn is_settled(&self) -> bool {
-        self.published.values().all(|held| held.acknowledged)
+        self.published.values().all(|held| held.acknowledged) && self.persistents.is_settled()
     }
 
     /// Whether a session answers.
@@ -396,6 +433,12 @@ impl ClientState {
     fn handle_message(&mut self, message: Message<'_>, now: Nanos) {
         match message {
             Message::Welcome { session, .. } => self.welcomed(session, now),
+            Message::WriteAck { sequence, outcomes } if self.persistents.knows(sequence) => {
+                let outcome = outcomes.iter().next().unwrap_or(Err(Refusal::RecordInvalid));
+                if let Some(update) = self.persistents.decide(sequence, outcome, now) {
+                    self.tell(update);
+                }
+            }
             Message::WriteAck { sequence, outcomes } => self.acknowledged(sequence, outcomes),
             Message::Diff(diff) => self.take_diff(&diff),
             Message::SubscribeRefused { datum, code } => {
@@ -520,6 +563,7 @@ impl ClientState {
         self.decoder = Decoder::default();
         self.out.clear();
         self.in_flight.clear();
+        self.persistents.lose();
         self.tell(Update::Disconnected(reason));
     }
 
@@ -528,6 +572,16 @@ impl ClientState {
         match sockets.connect(target, None) {
             Ok(conn) => (self.link, self.connecting_since) = (Link::Connecting(conn), now),
             Err(error) => self.lose(format!("connecting to {target}: {error}"), now),
+        }
+    }
+
+    fn send_persistents(&mut self, now: Nanos) {
+        while self.is_up()
+            && self.out.len() <= OUT_BYTES_MAX
+            && let Some(entries) = self.persistents.send(now, self.sequence + 1)
+        {
+            self.sequence += 1;
+            Message::Write { sequence: self.sequence, entries }.write(&mut self.out);
         }
     }
 
@@ -597,6 +651,7 @@ impl Role for ClientState {
                 sockets.close(conn, true);
             }
         }
+        self.send_persistents(now);
         self.flush_out(sockets);
         false
     }
@@ -607,7 +662,13 @@ impl Role for ClientState {
             // The end of the connection is on its way.
             _ if self.close.is_some() => Nanos(u64::MAX),
             Link::Connecting(_) | Link::Greeting(_) => self.connecting_since.after(CONNECT_MAX),
-            Link::Up(_) => self.next_ping.min(self.heard_at.after(SILENCE_MAX + 1)),
+            Link::Up(_) => {
+                let idle = self.next_ping.min(self.heard_at.after(SILENCE_MAX + 1));
+                self.persistents
+                    .wake_at()
+                    .filter(|_| self.out.len() <= OUT_BYTES_MAX)
+                    .map_or(idle, |at| at.min(idle))
+            }
         }
     }
 

@@ -33,6 +33,8 @@ pub struct DataMetrics {
     pub repaired: Counter,
     pub apply_delay: Histogram,
     publishers: Gauge,
+    persistent: Gauge,
+    pub persistent_waiting: Gauge,
     datums: Gauge,
     tombstones: Gauge,
     interests: Gauge,
@@ -71,6 +73,8 @@ impl DataMetrics {
             repaired: Counter::default(),
             apply_delay: Histogram::new(exponential_buckets(50e-6, 2.0, 18)),
             publishers: Gauge::default(),
+            persistent: Gauge::default(),
+            persistent_waiting: Gauge::default(),
             datums: Gauge::default(),
             tombstones: Gauge::default(),
             interests: Gauge::default(),
@@ -137,6 +141,16 @@ impl DataMetrics {
             metrics.apply_delay.clone(),
         );
         registry.register("data_publishers", "Live registrations", metrics.publishers.clone());
+        registry.register(
+            "data_persistent_publishers",
+            "Live registrations that stay until they are removed by request",
+            metrics.persistent.clone(),
+        );
+        registry.register(
+            "data_persistent_writes_waiting",
+            "Write frames that wait for the disk before they are acknowledged",
+            metrics.persistent_waiting.clone(),
+        );
         registry.register("data_datums", "Data ids known", metrics.datums.clone());
         registry.register(
             "data_tombstones",
@@ -179,6 +193,7 @@ impl DataMetrics {
         serving: bool,
     ) {
         self.publishers.set(counts.publishers as i64);
+        self.persistent.set(counts.persistent as i64);
         self.datums.set(counts.datums as i64);
         self.tombstones.set(counts.tombstones as i64);
         self.log_entries.set(counts.log_entries as i64);

@@ -6,6 +6,8 @@ mod outbox;
 
 pub mod storage;
 
+pub mod salvage;
+
 pub mod node;
 
 pub mod server;

@@ -442,6 +442,7 @@ impl Node {
         if let Some((_, metrics)) = &self.disk {
             metrics.observe(self.shard.storage());
         }
+        self.metrics.persistent_waiting.set(self.shard.awaiting_disk() as i64);
     }
 
     /// Hears what the disk has done since the last turn.
@@ -458,7 +459,7 @@ impl Node {
             let error = self.shard.storage().and_then(Storage::last_error);
             match (after, error) {
                 (Some(StorageState::Failed), Some(error)) => {
-                    tracing::error!(%error, "the disk has failed: nothing is kept, everything else goes on");
+                    tracing::error!(%error, "the disk has failed: persistent publishers are refused, everything else goes on");
                 }
                 (Some(state), _) => tracing::info!(state = state.label(), "storage"),
                 (None, _) => {}

@@ -220,6 +220,11 @@ impl Cache {
             datum.vouched_to = datum.vouched_to.min(datum.revision);
         }
         let before = datum.digest;
+        // Of a persistent registration no session gives an account. What a list of this run had, this run has removed.
+        let same_run = datum.known && datum.run == run;
+        let may_remove = |held: &Held| {
+            may_remove(held.owner) || held.owner == SessionId::NOBODY && same_run && !held.retained
+        };
         let (removes, puts) = datum.take_in(diff, may_remove);
         let from = if first { Revision::ZERO } else { self.latest[index as usize] };
         let Some(datum) = self.datums[index as usize].as_mut() else { return Applied::Unchanged };
@@ -341,7 +346,7 @@ impl Datum {
     fn take_in(
         &mut self,
         diff: &Diff<'_>,
-        may_remove: impl Fn(SessionId) -> bool,
+        may_remove: impl Fn(&Held) -> bool,
     ) -> (Vec<RegisterId>, Vec<RegisterId>) {
         let mut puts = Vec::new();
         let mut owners = diff.owners();
@@ -373,7 +378,7 @@ impl Datum {
                 if told.contains(register) {
                     continue;
                 }
-                if may_remove(held.owner) {
+                if may_remove(held) {
                     removes.push(*register);
                 } else if !held.retained {
                     held.retained = true;

@@ -18,6 +18,7 @@ use crate::{
         link::{Link, LinkState},
         metrics::SessionMetrics,
         news::News,
+        persistent::Persistents,
         push::{Frames, Round},
         registrations::Registrations,
     },
@@ -49,6 +50,7 @@ pub struct Session {
     pub(super) links: Vec<Link>,
     pub(super) cache: Cache,
     pub(super) registrations: Registrations,
+    pub(super) persistents: Persistents,
     pub(super) published_names: BTreeMap<DatumKey, (DataId, u32)>,
     pub(super) departures: Departures,
     admission: Admission,
@@ -83,6 +85,7 @@ impl Session {
             peers: Vec::new(),
             links,
             registrations: Registrations::default(),
+            persistents: Persistents::default(),
             published_names: BTreeMap::new(),
             metrics,
             news: News::default(),
@@ -314,6 +317,7 @@ impl Session {
     fn client_gone(&mut self, index: usize, reason: CloseReason, now: Nanos) {
         let Peer::Client(client) = std::mem::replace(&mut self.peers[index], Peer::None) else { return };
         self.drop_subscriptions(index as u32, &client, now);
+        self.persistents.drop_client(client.conn);
         self.clients -= 1;
         self.metrics.clients.set(self.clients as i64);
         if client.said_goodbye {
@@ -429,6 +433,7 @@ impl Session {
         self.metrics.storm.set(i64::from(self.departures.is_storm()));
         self.drop_idle_datums(now);
         self.metrics.publishers.set(self.registrations.live() as i64);
+        self.metrics.persistent_undecided.set(self.persistents.len() as i64);
         self.metrics.datums.set(self.cache.len() as i64);
         self.metrics.merged_diffs.inc_by(std::mem::take(&mut self.cache.merges));
     }

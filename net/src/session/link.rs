@@ -1,7 +1,7 @@
 //! A link to one shard of a data node: writes and interests go out in one order, diffs and outcomes come back.
 
 use std::{
-    collections::{BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
 };
 
@@ -43,6 +43,23 @@ pub(super) enum LinkState {
 /// A write whose outcome is not known yet.
 pub(super) type Sent = ((DatumKey, RegisterId), Version);
 
+/// The writes of one frame, all of one durability class: frames of persistent ones are answered later, out of their order.
+pub(super) enum Writes {
+    /// Of registrations that the session holds.
+    Ephemeral(Vec<Sent>),
+    /// By their numbers among the undecided ones.
+    Persistent(Vec<u64>),
+}
+
+impl Writes {
+    fn is_empty(&self) -> bool {
+        match self {
+            Writes::Ephemeral(sent) => sent.is_empty(),
+            Writes::Persistent(sent) => sent.is_empty(),
+        }
+    }
+}
+
 /// One link.
 pub(super) struct Link {
     pub(super) addr: SocketAddr,
@@ -75,8 +92,8 @@ pub(super) struct Link {
     retry: u64,
     sequence: u64,
     entries: Vec<u8>,
-    open: Vec<Sent>,
-    in_flight: VecDeque<(u64, Vec<Sent>)>,
+    open: Writes,
+    in_flight: BTreeMap<u64, Writes>,
     named: BTreeSet<DatumKey>,
     items: Vec<SubscribeItem>,
 }
@@ -106,8 +123,8 @@ impl Link {
             retry: RETRY.0,
             sequence: 0,
             entries: Vec::new(),
-            open: Vec::new(),
-            in_flight: VecDeque::new(),
+            open: Writes::Ephemeral(Vec::new()),
+            in_flight: BTreeMap::new(),
             named: BTreeSet::new(),
             items: Vec::new(),
         }
@@ -196,7 +213,7 @@ impl Link {
         self.decoder = Decoder::default();
         self.out = Vec::new();
         self.entries.clear();
-        self.open.clear();
+        self.open = Writes::Ephemeral(Vec::new());
         self.in_flight.clear();
         self.named.clear();
         self.items.clear();
@@ -207,17 +224,50 @@ impl Link {
         if !self.is_up() {
             return;
         }
-        let datum = sent.0.0;
+        if matches!(self.open, Writes::Persistent(_)) {
+            self.close_write();
+            self.open = Writes::Ephemeral(Vec::new());
+        }
+        self.append(sent.0.0, id, entry);
+        if let Writes::Ephemeral(open) = &mut self.open {
+            open.push(sent);
+        }
+        if self.entries.len() >= WRITE_BYTES {
+            self.close_write();
+        }
+    }
+
+    /// Queues a change of a persistent registration.
+    pub(super) fn write_persistent(
+        &mut self,
+        number: u64,
+        datum: DatumKey,
+        id: Option<&DataId>,
+        entry: &[u8],
+    ) {
+        if !self.is_up() {
+            return;
+        }
+        if matches!(self.open, Writes::Ephemeral(_)) {
+            self.close_write();
+            self.open = Writes::Persistent(Vec::new());
+        }
+        self.append(datum, id, entry);
+        if let Writes::Persistent(open) = &mut self.open {
+            open.push(number);
+        }
+        if self.entries.len() >= WRITE_BYTES {
+            self.close_write();
+        }
+    }
+
+    fn append(&mut self, datum: DatumKey, id: Option<&DataId>, entry: &[u8]) {
         if let Some(id) = id
             && self.named.insert(datum)
         {
             write_name(&mut self.entries, datum, id.as_bytes());
         }
         self.entries.extend_from_slice(entry);
-        self.open.push(sent);
-        if self.entries.len() >= WRITE_BYTES {
-            self.close_write();
-        }
     }
 
     /// The shard has forgotten the name of a data id: tell it again before the next put.
@@ -267,11 +317,8 @@ impl Link {
     }
 
     /// The writes that a shard's answer decides, in their order.
-    pub(super) fn decided(&mut self, sequence: u64) -> Option<Vec<Sent>> {
-        match self.in_flight.front() {
-            Some((first, _)) if *first == sequence => self.in_flight.pop_front().map(|(_, sent)| sent),
-            _ => None,
-        }
+    pub(super) fn decided(&mut self, sequence: u64) -> Option<Writes> {
+        self.in_flight.remove(&sequence)
     }
 
     /// Write frames without an answer.
@@ -286,7 +333,11 @@ impl Link {
         self.sequence += 1;
         Message::Write { sequence: self.sequence, entries: &self.entries }.write(&mut self.out);
         self.entries.clear();
-        self.in_flight.push_back((self.sequence, std::mem::take(&mut self.open)));
+        let next = match self.open {
+            Writes::Ephemeral(_) => Writes::Ephemeral(Vec::new()),
+            Writes::Persistent(_) => Writes::Persistent(Vec::new()),
+        };
+        self.in_flight.insert(self.sequence, std::mem::replace(&mut self.open, next));
     }
 
     fn close_subscribe(&mut self) {

@@ -19,6 +19,7 @@ pub struct SessionMetrics {
     pub clients: Gauge,
     pub subscriptions: Gauge,
     pub publishers: Gauge,
+    pub persistent_undecided: Gauge,
     pub datums: Gauge,
     pub departures: Gauge,
     pub storm: Gauge,
@@ -60,6 +61,7 @@ impl SessionMetrics {
             clients: Gauge::default(),
             subscriptions: Gauge::default(),
             publishers: Gauge::default(),
+            persistent_undecided: Gauge::default(),
             datums: Gauge::default(),
             departures: Gauge::default(),
             storm: Gauge::default(),
@@ -102,6 +104,11 @@ impl SessionMetrics {
             "session_publishers",
             "Live registrations of this session's clients",
             metrics.publishers.clone(),
+        );
+        registry.register(
+            "session_persistent_writes_undecided",
+            "Writes of persistent registrations that are neither durable nor refused yet",
+            metrics.persistent_undecided.clone(),
         );
         registry.register("session_datums", "Data ids cached", metrics.datums.clone());
         registry.register(

@@ -14,6 +14,8 @@ mod cache;
 
 mod registrations;
 
+mod persistent;
+
 mod departures;
 
 mod admission;

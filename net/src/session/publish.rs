@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use slotcast_engine::{
-    batch::{ChangeKind, Durability, Entry},
+    batch::{ChangeKind, Entry},
     digest::{self, Digest},
     error::Refusal,
     id::{ClientId, DataId, DatumKey, Nanos, RegisterId, SessionId, SlotId},
@@ -12,7 +12,11 @@ use slotcast_engine::{
 
 use crate::{
     io::ring::ConnId,
-    session::core::{ClientFault, Session},
+    session::{
+        core::{ClientFault, Session},
+        link::Writes,
+        persistent::{Undecided, unowned},
+    },
     wire::{
         Message,
         message::{Outcomes, SubscribeItem},
@@ -92,26 +96,15 @@ impl Session {
         let change = entry.change;
         let key = (change.datum, change.register);
         let shard = self.config.routes.shard_of(change.datum);
-        if change.durability == Durability::Persistent {
-            return Err(Refusal::PersistentUnavailable);
-        }
         if self.links[shard].out.len() > self.config.link_buffer_max {
             return Err(Refusal::Overloaded);
         }
+        if change.is_persistent() {
+            return self.publish_persistent(client, entry, name, waiter);
+        }
         let accepted = match change.kind {
             ChangeKind::Put => {
-                let id = match name {
-                    Some(Ok(id)) if id.key() == change.datum => id.clone(),
-                    Some(Err(refusal)) => return Err(*refusal),
-                    _ => match self.published_names.get(&change.datum) {
-                        Some((id, _)) => id.clone(),
-                        None => return Err(Refusal::NameUnknown),
-                    },
-                };
-                let named = validate(entry)?;
-                if named != client {
-                    return Err(Refusal::ForeignRegistration);
-                }
+                let id = self.check_put(client, entry, name)?;
                 self.check_publishers(index, key)?;
                 let known = self.registrations.entry(key).is_some();
                 let accepted = self.registrations.put(self.config.id, entry, client, waiter)?;
@@ -137,6 +130,59 @@ impl Session {
         accepted.update(&mut self.links[shard].digest);
         self.forward(shard, key);
         Ok(())
+    }
+
+    /// What holds for every put: its data id has been named, and its record is whole and the client's own.
+    fn check_put(
+        &self,
+        client: ClientId,
+        entry: Entry<'_>,
+        name: Option<&Result<DataId, Refusal>>,
+    ) -> Result<DataId, Refusal> {
+        let datum = entry.change.datum;
+        let id = match name {
+            Some(Ok(id)) if id.key() == datum => id.clone(),
+            Some(Err(refusal)) => return Err(*refusal),
+            _ => match self.published_names.get(&datum) {
+                Some((id, _)) => id.clone(),
+                None => return Err(Refusal::NameUnknown),
+            },
+        };
+        if validate(entry)? != client {
+            return Err(Refusal::ForeignRegistration);
+        }
+        Ok(id)
+    }
+
+    /// A change of a persistent registration: held until the data node has decided, and by nobody afterwards.
+    fn publish_persistent(
+        &mut self,
+        client: ClientId,
+        entry: Entry<'_>,
+        name: Option<&Result<DataId, Refusal>>,
+        (conn, sequence, index): (ConnId, u64, usize),
+    ) -> Result<(), Refusal> {
+        let change = entry.change;
+        let is_put = change.kind == ChangeKind::Put;
+        let id = if is_put { Some(self.check_put(client, entry, name)?) } else { None };
+        if self.registrations.holds((change.datum, change.register)) {
+            return Err(Refusal::DurabilityMismatch);
+        }
+        if self.persistents.of_client(conn) >= self.config.publishers_max as usize {
+            return Err(Refusal::Overloaded);
+        }
+        let (shard, entry) = (self.config.routes.shard_of(change.datum), unowned(entry)?);
+        let write = Undecided { shard, datum: change.datum, id, entry, conn, sequence, index };
+        let number = self.persistents.add(write);
+        self.forward_persistent(number);
+        Ok(())
+    }
+
+    fn forward_persistent(&mut self, number: u64) {
+        if let Some(write) = self.persistents.get(number) {
+            let link = &mut self.links[write.shard];
+            link.write_persistent(number, write.datum, write.id.as_ref(), &write.entry);
+        }
     }
 
     /// Whether the client may have this publisher, be it a new one.
@@ -172,11 +218,15 @@ impl Session {
     /// A data node has decided on a write frame.
     pub(super) fn decided(&mut self, shard: usize, sequence: u64, outcomes: Outcomes<'_>) {
         let Some(sent) = self.links[shard].decided(sequence) else { return };
+        if let Some(epoch) = outcomes.iter().flatten().map(|revision| revision.epoch()).max() {
+            let link = &mut self.links[shard];
+            link.epoch_seen = link.epoch_seen.max(epoch);
+        }
+        let sent = match sent {
+            Writes::Ephemeral(sent) => sent,
+            Writes::Persistent(numbers) => return self.decided_persistent(&numbers, outcomes),
+        };
         for ((key, version), outcome) in sent.into_iter().zip(outcomes.iter()) {
-            if let Ok(revision) = outcome {
-                let link = &mut self.links[shard];
-                link.epoch_seen = link.epoch_seen.max(revision.epoch());
-            }
             if outcome == Err(Refusal::NameUnknown) {
                 self.links[shard].forget_name(key.0);
                 self.forward(shard, key);
@@ -206,6 +256,25 @@ impl Session {
         }
     }
 
+    fn decided_persistent(&mut self, numbers: &[u64], outcomes: Outcomes<'_>) {
+        for (number, outcome) in numbers.iter().zip(outcomes.iter()) {
+            if outcome == Err(Refusal::NameUnknown)
+                && let Some(write) = self.persistents.get(*number)
+            {
+                self.links[write.shard].forget_name(write.datum);
+                self.forward_persistent(*number);
+                continue;
+            }
+            let Some(write) = self.persistents.take(*number) else { continue };
+            let index = write.conn.index();
+            if let Some(client) = self.client(index).filter(|client| client.conn == write.conn)
+                && client.resolve(write.sequence, write.index, outcome)
+            {
+                self.mark_dirty(index as u32);
+            }
+        }
+    }
+
     fn release_name(&mut self, datum: DatumKey) {
         if let Some((_, count)) = self.published_names.get_mut(&datum) {
             *count -= 1;
@@ -223,6 +292,9 @@ impl Session {
             if routes.shard_of(key.0) == shard {
                 link.write((key, version), self.published_names.get(&key.0).map(|(id, _)| id), entry);
             }
+        }
+        for (number, write) in self.persistents.of_shard(shard) {
+            link.write_persistent(number, write.datum, write.id.as_ref(), &write.entry);
         }
     }
 

@@ -171,6 +171,11 @@ impl Registrations {
         (told, lost)
     }
 
+    /// Whether a live ephemeral registration is held.
+    pub(super) fn holds(&self, key: (DatumKey, RegisterId)) -> bool {
+        self.by_key.get(&key).is_some_and(|held| held.is_live)
+    }
+
     /// The entry of a registration, as it was or would be sent.
     pub(super) fn entry(&self, key: (DatumKey, RegisterId)) -> Option<&[u8]> {
         self.by_key.get(&key).map(|registration| &*registration.entry)

@@ -7,9 +7,12 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-use slotcast_engine::id::DataId;
+use slotcast_engine::{
+    error::Refusal,
+    id::{DataId, RegisterId},
+};
 use slotcast_net::{
-    client::{Client, ClientConfig},
+    client::{Client, ClientConfig, Update},
     config::Config,
     process::SessionProcess,
     session::config::Routes,
@@ -82,7 +85,49 @@ impl Drop for DataChild {
 }
 
 fn client(session: &SessionProcess) -> Client {
-    Client::connect(ClientConfig::new([session.server.addr])).unwrap()
+    connect(session.server.addr)
+}
+
+fn connect(session: SocketAddr) -> Client {
+    Client::connect(ClientConfig::new([session])).unwrap()
+}
+
+/// A session as a process of its own, linked to `shards` shards at consecutive ports from `addr` on.
+struct SessionChild {
+    child: Child,
+    addr: SocketAddr,
+}
+
+impl SessionChild {
+    fn start(addr: &str, shards: u32, more: &[&str]) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_slotcast"));
+        let nodes = format!("nodes=[{{id=\"data-1\",addr=\"{addr}\",shards={shards},slots=[0,1023]}}]");
+        command.arg("session").arg("--set").arg(nodes);
+        let settings = ["session.http=127.0.0.1:0", "session.listen=127.0.0.1:0", "session.clients_max=50"];
+        settings.iter().chain(more).for_each(|setting| _ = command.arg("--set").arg(setting));
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let addr = line.strip_prefix("ready: clients ").and_then(|rest| rest.split(',').next());
+        let addr = addr.expect("the line of a ready session").parse().unwrap();
+        Self { child, addr }
+    }
+}
+
+impl Drop for SessionChild {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Reads updates until this many writes are acknowledged. None may be refused.
+fn until_acknowledgements(client: &Client, mut count: usize) {
+    until(client, |update| {
+        assert!(!matches!(update, Update::Refused { .. }), "{update:?}");
+        count -= usize::from(matches!(update, Update::Acknowledged { .. }));
+        count == 0
+    });
 }
 
 fn until_free(addr: &str) {
@@ -238,15 +283,185 @@ fn a_full_disk_stops_nothing_and_what_is_there_is_kept_once_there_is_space() {
     publisher.publish(&id("during"), "host", "", &[7; 20_000]).unwrap();
     until_metric(node.http, "data_storage_state", "kind=\"failed\"", |failed| failed == 1.0);
     until_metric(node.http, "data_publishers", "", |count| count == 2.0);
-    assert!(get(node.http, "/readyz").1.contains("the disk has failed"));
+    let (status, note) = get(node.http, "/readyz");
+    assert_eq!(status, 200, "ephemeral service goes on");
+    assert!(note.contains("the disk has failed: persistent publishers are refused"), "{note}");
+    let lasting = publisher.publish_persistent(&id("lasting"), (RegisterId(1), 1), "host", "", b"1").unwrap();
+    until(&publisher, |update| {
+        let told = Update::NotDurable { registration: lasting, refusal: Refusal::StorageFailed };
+        assert!(!matches!(update, Update::Acknowledged { registration, .. } if *registration == lasting));
+        *update == told
+    });
+    assert!(metric(node.http, "data_writes_refused", "storage_failed") >= 1.0);
     std::fs::remove_file(&ballast).unwrap();
+    // The client goes on asking, and nothing is restarted.
+    until(
+        &publisher,
+        |update| matches!(update, Update::Acknowledged { registration, .. } if *registration == lasting),
+    );
     until_metric(node.http, "data_storage_state", "kind=\"whole\"", |whole| whole == 1.0);
     assert!(metric(node.http, "data_storage_failures", "") >= 1.0);
-    node.until_durable(2);
+    node.until_durable(3);
     node.kill();
     let node = DataChild::start(&folder, "127.0.0.1:0", 1, &[]);
-    until_metric(node.http, "data_publishers", "", |count| count == 2.0);
+    until_metric(node.http, "data_publishers", "", |count| count == 3.0);
+    until_metric(node.http, "data_persistent_publishers", "", |count| count == 1.0);
     drop(publisher);
     session.server.stop().unwrap();
+    node.kill();
+}
+
+#[test]
+fn persistent_publishers_stay_when_everything_that_knew_them_is_killed() {
+    let folder = tempfile::tempdir().unwrap();
+    let (addr, second) = ("127.9.7.6:7630", "127.9.7.6:7631");
+    let leases = ["data.session_lease=1s", "session.heartbeat_interval=200ms"];
+    let leases = [leases[0], leases[1], "session.client_disconnect_grace=100ms"];
+    let mut node = DataChild::start(folder.path(), addr, 2, &leases);
+    let session = SessionChild::start(addr, 2, &leases);
+    let publisher = connect(session.addr);
+    let service = |number: u64| id(&format!("lasting-{number}"));
+    for number in 0..39 {
+        let name = (RegisterId(number), 1);
+        publisher.publish_persistent(&service(number), name, "host", "zone", b"here").unwrap();
+    }
+    until_acknowledgements(&publisher, 39);
+    // A goodbye takes along what is the client's, and leaves what is nobody's.
+    let leaver = connect(session.addr);
+    leaver.publish_persistent(&service(39), (RegisterId(39), 1), "host", "zone", b"here").unwrap();
+    leaver.publish(&id("leaving"), "host", "", b"x").unwrap();
+    until_acknowledgements(&leaver, 2);
+    until_metric(node.http, "data_publishers", "", |count| count == 41.0);
+    drop(leaver);
+    until_metric(node.http, "data_publishers", "", |count| count == 40.0);
+    until_metric(node.http, "data_persistent_publishers", "", |count| count == 40.0);
+    publisher.publish(&id("passing"), "host", "", b"x").unwrap();
+    node.until_durable(41);
+    // All at once, with the client.
+    drop(session);
+    node.kill();
+    drop(publisher);
+    [addr, second].into_iter().for_each(until_free);
+    node = DataChild::start(folder.path(), addr, 2, &leases);
+    // The lease of the session that was is over: what it owned is gone.
+    until_metric(node.http, "data_session_leases_ended", "", |ended| ended >= 1.0);
+    until_metric(node.http, "data_publishers", "", |count| count == 40.0);
+    until_metric(node.http, "data_persistent_publishers", "", |count| count == 40.0);
+    let session = SessionChild::start(addr, 2, &leases);
+    let other = connect(session.addr);
+    for number in 0..40 {
+        other.subscribe(&service(number)).unwrap();
+        until_list(&other, &mut View::default(), &service(number), &[b"here"]);
+    }
+    // Another client removes one, by its number and version. A smaller version does not.
+    other.remove_persistent(&service(7), RegisterId(7), 0).unwrap();
+    until(&other, |update| matches!(update, Update::Refused { refusal: Refusal::Superseded, .. }));
+    other.remove_persistent(&service(7), RegisterId(7), 1).unwrap();
+    let (mut acknowledged, mut gone) = (false, false);
+    until(&other, |update| {
+        acknowledged |= matches!(update, Update::Acknowledged { .. });
+        gone |= matches!(update, Update::Diff { removed, .. } if removed == &[RegisterId(7)]);
+        acknowledged && gone
+    });
+    drop(session);
+    node.kill();
+    drop(other);
+    [addr, second].into_iter().for_each(until_free);
+    let node = DataChild::start(folder.path(), addr, 2, &leases);
+    until_metric(node.http, "data_persistent_publishers", "", |count| count == 39.0);
+    node.kill();
+}
+
+#[test]
+fn kill_9_amid_persistent_writes_loses_none_that_was_acknowledged_and_the_rest_is_said_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let addr = "127.9.7.6:7640";
+    let mut node = DataChild::start(folder.path(), addr, 1, &[]);
+    let session = node.session();
+    let publisher = client(&session);
+    let mut acknowledged = 0;
+    for round in 1..=4u64 {
+        for number in 0..300 {
+            let service = id(&format!("amid-{}", number % 20));
+            let name = (RegisterId(number + round * 1000), 1);
+            publisher.publish_persistent(&service, name, "host", "", b"here").unwrap();
+        }
+        until_acknowledgements(&publisher, 20 * round as usize);
+        acknowledged += 20 * round as usize;
+        node.kill();
+        // Acknowledgements that came before the end.
+        let mut late = 0;
+        while let Some(update) = publisher.next_update(std::time::Duration::ZERO) {
+            late += usize::from(matches!(update, Update::Acknowledged { .. }));
+        }
+        acknowledged += late;
+        let checked =
+            Command::new(env!("CARGO_BIN_EXE_slotcast")).arg("check-data").arg(folder.path()).output();
+        let text = String::from_utf8(checked.unwrap().stdout).unwrap();
+        let found: usize = text.split(' ').nth(1).and_then(|count| count.parse().ok()).expect(&text);
+        assert!(found >= acknowledged, "{acknowledged} were acknowledged: {text}");
+        until_free(addr);
+        node = DataChild::start(folder.path(), addr, 1, &[]);
+        let rest = 300 * round as usize - acknowledged;
+        if rest > 0 {
+            until_acknowledgements(&publisher, rest);
+            acknowledged += rest;
+        }
+        until_metric(node.http, "data_persistent_publishers", "", |count| count as usize == acknowledged);
+    }
+    drop(publisher);
+    session.server.stop().unwrap();
+    node.kill();
+}
+
+/// Every file with its bytes.
+fn content(folder: &Path) -> std::collections::BTreeMap<String, Vec<u8>> {
+    let files = std::fs::read_dir(folder).unwrap().map(|entry| {
+        let entry = entry.unwrap();
+        (entry.file_name().into_string().unwrap(), std::fs::read(entry.path()).unwrap())
+    });
+    files.collect()
+}
+
+#[test]
+fn a_damaged_directory_is_salvaged_into_another_that_a_node_starts_from() {
+    let parent = tempfile::tempdir().unwrap();
+    let (folder, out) = (parent.path().join("data"), parent.path().join("salvaged"));
+    let node = DataChild::start(&folder, "127.0.0.1:0", 1, &[]);
+    let session = node.session();
+    let publisher = client(&session);
+    // One block each.
+    for number in 0..20 {
+        publisher.publish_persistent(&id("damaged"), (RegisterId(number), 1), "host", "", b"x").unwrap();
+        until_acknowledgements(&publisher, 1);
+    }
+    let salvage = || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_slotcast"));
+        command.arg("check-data").arg(&folder).arg("--salvage").arg(&out).stderr(Stdio::piped());
+        command
+    };
+    let in_use = said(&mut salvage());
+    assert!(in_use.contains("a data node uses") && in_use.contains("stop it first"), "{in_use}");
+    node.kill();
+    drop(publisher);
+    session.server.stop().unwrap();
+    let name = content(&folder).into_keys().find(|name| name.ends_with(".scj")).unwrap();
+    let mut bytes = std::fs::read(folder.join(&name)).unwrap();
+    bytes[10 * 4096 + 100] ^= 1;
+    std::fs::write(folder.join(&name), bytes).unwrap();
+    let refused = said(&mut DataChild::command(&folder, "127.0.0.1:0", 1, &[]));
+    assert!(refused.contains(&format!("{name} is damaged at byte 40960")), "{refused}");
+    assert!(refused.contains("--salvage"), "{refused}");
+    let before = content(&folder);
+    let done = salvage().output().unwrap();
+    let text = String::from_utf8(done.stdout).unwrap();
+    assert!(text.contains(&format!("lost: {name} at byte 40960: ")), "{text}");
+    assert!(text.contains("1 slots may lack changes"), "{text}");
+    assert!(text.contains("good: 19 publishers"), "{text}");
+    assert_eq!(content(&folder), before, "the original is as it was");
+    let again = said(&mut salvage());
+    assert!(again.contains("is there already"), "{again}");
+    let node = DataChild::start(&out, "127.0.0.1:0", 1, &[]);
+    until_metric(node.http, "data_persistent_publishers", "", |count| count == 19.0);
     node.kill();
 }

@@ -47,6 +47,23 @@ impl DirectoryLock {
         writeln!(file, "{}", std::process::id())?;
         Ok(Self { _file: file })
     }
+
+    /// Whether no process uses the directory now. Changes nothing in it.
+    pub fn is_free(folder: &Path) -> anyhow::Result<bool> {
+        let path = folder.join(LOCK_FILE);
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(true),
+            Err(error) => return Err(error).with_context(|| format!("cannot open {}", path.display())),
+        };
+        match file.try_lock_shared() {
+            Ok(()) => Ok(true),
+            Err(TryLockError::WouldBlock) => Ok(false),
+            Err(TryLockError::Error(error)) => {
+                Err(error).with_context(|| format!("cannot lock {}", path.display()))
+            }
+        }
+    }
 }
 
 /// The files of a directory, read and changed by blocking calls.

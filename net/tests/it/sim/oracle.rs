@@ -581,6 +581,12 @@ impl Oracle {
                 let what = registration.register.0 >> 48;
                 self.fail(datum, format!("client {client}: {what:04x} is refused: {refusal}"));
             }
+            Update::NotDurable { refusal, .. } => {
+                self.fail(
+                    None,
+                    format!("client {client}: nothing here is persistent, and it hears {refusal}"),
+                );
+            }
             Update::SubscriptionRefused { id, refusal } => {
                 let datum = self.datum_of(id);
                 self.fail(Some(datum), format!("client {client}: subscription refused: {refusal}"));
