@@ -89,6 +89,12 @@ impl ChangeLog {
         self.entries.is_empty()
     }
 
+    /// Bytes held for entries and batches.
+    pub fn bytes(&self) -> usize {
+        self.entries.capacity() * size_of::<LogEntry>()
+            + self.batches.capacity() * size_of::<(Revision, Nanos)>()
+    }
+
     /// Appends a change. `before` is the data id's latest position, `datum_before` the revision of its last change in an
     /// earlier batch.
     pub fn push(

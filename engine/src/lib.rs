@@ -25,6 +25,8 @@ pub mod change_log;
 
 pub mod digest;
 
+pub mod memory;
+
 pub mod slot;
 
 pub mod lease;

@@ -17,6 +17,7 @@ use crate::{
     interest::Interests,
     lease::Leases,
     limits::BATCH_CHANGES_MAX,
+    memory::Memory,
     slot::{Slot, SlotCounts},
     slots::Slots,
     storage::Storage,
@@ -256,6 +257,12 @@ impl Shard {
             sum.arena.free += counts.arena.free;
             sum
         })
+    }
+
+    /// Memory by kind over all slots. Costs a look at each segment of each slot, not at each registration.
+    pub fn memory(&self) -> Memory {
+        let readers = Memory { readers: self.interests.bytes(), ..Memory::default() };
+        self.slots.iter().map(Slot::memory).fold(readers, |sum, memory| sum + memory)
     }
 
     /// Interests, readers that are behind, and sessions whose overdue leases are kept.

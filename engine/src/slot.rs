@@ -20,6 +20,8 @@ use crate::{
     record::Record,
 };
 
+mod memory;
+
 mod restore;
 
 pub use restore::ScanCursor;
@@ -110,6 +112,8 @@ pub struct Slot {
     datums: Vec<Option<Datum>>,
     datums_vacant: Vec<u32>,
     datum_index: HashTable<u32>,
+    /// Bytes of the names in `datums`.
+    name_bytes: usize,
     publications: Vec<Publication>,
     publications_vacant: u32,
     publication_index: HashTable<u32>,
@@ -139,6 +143,7 @@ impl Slot {
             datums: Vec::new(),
             datums_vacant: Vec::new(),
             datum_index: HashTable::new(),
+            name_bytes: 0,
             publications: Vec::new(),
             publications_vacant: NIL,
             publication_index: HashTable::new(),
@@ -701,6 +706,7 @@ impl Slot {
     }
 
     fn insert_datum(&mut self, key: DatumKey, name: &[u8]) -> u32 {
+        self.name_bytes += name.len();
         let datum = Datum {
             key,
             name: name.into(),
@@ -750,6 +756,7 @@ impl Slot {
                     break;
                 }
                 let key = datum.key;
+                self.name_bytes -= datum.name.len();
                 let hash = mix64(key.0 ^ self.seed);
                 if let Ok(entry) = self.datum_index.find_entry(hash, |&at| at == index) {
                     entry.remove();

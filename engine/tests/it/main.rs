@@ -6,6 +6,7 @@ mod compaction;
 mod disk;
 mod formats;
 mod limits;
+mod memory;
 mod model;
 mod readers;
 mod support;
