@@ -90,6 +90,14 @@ impl Interests {
         self.behind.len()
     }
 
+    /// How far each reader that is behind has got, per slot.
+    pub fn marks_behind(&self) -> impl Iterator<Item = (ReaderId, SlotId, Revision)> {
+        let readers = self.behind.iter().filter_map(|reader| Some((reader, self.readers.get(reader)?)));
+        readers.flat_map(|(reader, state)| {
+            state.behind.iter().flatten().map(|(slot, revision)| (*reader, *slot, *revision))
+        })
+    }
+
     /// From now on the reader takes nothing; `revision_of` tells how far it has got in each slot.
     pub fn fall_behind(&mut self, reader: ReaderId, revision_of: impl Fn(SlotId) -> Option<Revision>) {
         let Some(state) = self.readers.get_mut(&reader) else { return };

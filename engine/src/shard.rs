@@ -9,7 +9,6 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use crate::{
     batch::{Change, ChangeKind, Durability, Entry, entries},
     change_log::ChangeLogLimits,
-    compact::{self, Compaction, UTILIZATION_MIN},
     diff::{self, Answer},
     digest::Digest,
     error::Refusal,
@@ -23,7 +22,12 @@ use crate::{
     storage::Storage,
 };
 
+mod compaction;
+
 mod durable;
+
+use compaction::Compactor;
+pub use compaction::{CompactionState, CompactionStatus, OldestReader};
 
 /// What a shard is told at its start.
 #[derive(Debug, Clone)]
@@ -49,7 +53,7 @@ pub struct ShardConfig {
     pub change_log: ChangeLogLimits,
     /// Whether records from sessions are validated here too.
     pub validate: bool,
-    /// Bytes that compaction walks per turn.
+    /// Arena bytes that compaction walks per step at most.
     pub compaction_budget: usize,
 }
 
@@ -146,8 +150,6 @@ pub struct ShardStats {
     pub leases_ended: u64,
     /// Tombstones dropped.
     pub tombstones_dropped: u64,
-    /// Arena bytes that compaction walked.
-    pub compacted_bytes: u64,
 }
 
 /// All slots of one core.
@@ -171,8 +173,7 @@ pub struct Shard {
     opened_at: Option<Nanos>,
     settled: bool,
     now: Nanos,
-    compaction: Option<(SlotId, Compaction)>,
-    compaction_next: SlotId,
+    compactor: Compactor,
     stats: ShardStats,
     storage: Option<Storage>,
     /// Owners of what was recovered, whose leases begin with the first tick.
@@ -207,8 +208,7 @@ impl Shard {
             opened_at: None,
             settled: false,
             now: Nanos(0),
-            compaction: None,
-            compaction_next: SlotId(0),
+            compactor: Compactor::default(),
             stats: ShardStats::default(),
             storage: None,
             owners: BTreeSet::new(),
@@ -542,7 +542,7 @@ impl Shard {
             }
         }
         self.mark += 1;
-        self.compact();
+        self.compact(now);
     }
 
     /// Ends a turn: seals the open batch of every slot that was written to. Returns the batches sealed.
@@ -766,33 +766,6 @@ impl Shard {
     /// Whether [`Shard::seal`] has work left over from this turn.
     pub fn has_backlog(&self) -> bool {
         !self.ending.is_empty()
-    }
-
-    fn compact(&mut self) {
-        let mut budget = self.config.compaction_budget;
-        while budget > 0 {
-            let (id, mut compaction) = match self.compaction.take() {
-                Some(under_way) => under_way,
-                None => match self.next_compaction() {
-                    Some(chosen) => chosen,
-                    None => return,
-                },
-            };
-            let Some(slot) = self.slots.get_mut(id) else { return };
-            let step = budget.min(64 * 1024);
-            if !compaction.step(slot, step) {
-                self.compaction = Some((id, compaction));
-            }
-            self.stats.compacted_bytes += step as u64;
-            budget -= step;
-        }
-    }
-
-    fn next_compaction(&mut self) -> Option<(SlotId, Compaction)> {
-        let mut ahead = self.slots.iter_from(self.compaction_next);
-        let found = ahead.find_map(|slot| Some((slot.id(), compact::choose(&slot.arena, UTILIZATION_MIN)?)));
-        self.compaction_next = found.map_or(SlotId(0), |(id, _)| id);
-        found
     }
 }
 

@@ -20,6 +20,8 @@ use crate::{
     record::Record,
 };
 
+mod history;
+
 mod memory;
 
 mod restore;
