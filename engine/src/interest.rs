@@ -3,7 +3,10 @@
 //! A reader in step gets every change at once. A reader that cannot take more keeps one revision per slot, not a queue:
 //! when it can take more it gets, per data id, one diff from there.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Bound,
+};
 
 use crate::id::{DatumKey, ReaderId, Revision, SlotId};
 
@@ -67,6 +70,26 @@ impl Interests {
     /// Whether a reader takes everything at once.
     pub fn is_in_step(&self, reader: ReaderId) -> bool {
         !self.behind.contains(&reader) && self.readers.contains_key(&reader)
+    }
+
+    /// The data ids that somebody is interested in, from behind `after` on, each with its number of readers.
+    pub fn wanted_after(
+        &self,
+        after: Option<(SlotId, DatumKey)>,
+    ) -> impl Iterator<Item = (SlotId, DatumKey, usize)> {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let wanted = self.by_datum.range((from, Bound::Unbounded));
+        wanted.map(|((slot, datum), readers)| (*slot, *datum, readers.len()))
+    }
+
+    /// How many data ids a reader is interested in.
+    pub fn count_of(&self, reader: ReaderId) -> usize {
+        self.readers.get(&reader).map_or(0, |state| state.interests.len())
+    }
+
+    /// What a reader is interested in.
+    pub fn of_reader(&self, reader: ReaderId) -> impl Iterator<Item = (SlotId, DatumKey)> {
+        self.readers.get(&reader).into_iter().flat_map(|state| state.interests.iter().copied())
     }
 
     /// Interests held by all readers together.

@@ -27,6 +27,10 @@ pub mod digest;
 
 pub mod memory;
 
+pub mod sketch;
+
+pub mod top;
+
 pub mod slot;
 
 pub mod lease;

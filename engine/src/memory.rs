@@ -25,11 +25,13 @@ pub struct Memory {
     pub readers: usize,
     /// Batches that are open or being written.
     pub batches: usize,
+    /// Sketches of what passes.
+    pub insight: usize,
 }
 
 impl Memory {
     /// Names of the kinds, as they are told in metrics and over HTTP, each with its bytes.
-    pub fn kinds(&self) -> [(&'static str, usize); 8] {
+    pub fn kinds(&self) -> [(&'static str, usize); 9] {
         [
             ("payload", self.payload),
             ("dead", self.dead),
@@ -39,6 +41,7 @@ impl Memory {
             ("tombstones", self.tombstones),
             ("readers", self.readers),
             ("batches", self.batches),
+            ("insight", self.insight),
         ]
     }
 
@@ -61,6 +64,7 @@ impl Add for Memory {
             tombstones: self.tombstones + other.tombstones,
             readers: self.readers + other.readers,
             batches: self.batches + other.batches,
+            insight: self.insight + other.insight,
         }
     }
 }

@@ -26,8 +26,12 @@ mod compaction;
 
 mod durable;
 
+mod insight;
+
 use compaction::Compactor;
 pub use compaction::{CompactionState, CompactionStatus, OldestReader};
+use insight::{Insight, note_reads};
+pub use insight::{TopAnswer, TopKind, TopScan};
 
 /// What a shard is told at its start.
 #[derive(Debug, Clone)]
@@ -174,6 +178,7 @@ pub struct Shard {
     settled: bool,
     now: Nanos,
     compactor: Compactor,
+    insight: Insight,
     stats: ShardStats,
     storage: Option<Storage>,
     /// Owners of what was recovered, whose leases begin with the first tick.
@@ -209,6 +214,7 @@ impl Shard {
             settled: false,
             now: Nanos(0),
             compactor: Compactor::default(),
+            insight: Insight::new(config.seed),
             stats: ShardStats::default(),
             storage: None,
             owners: BTreeSet::new(),
@@ -261,13 +267,19 @@ impl Shard {
 
     /// Memory by kind over all slots. Costs a look at each segment of each slot, not at each registration.
     pub fn memory(&self) -> Memory {
-        let readers = Memory { readers: self.interests.bytes(), ..Memory::default() };
-        self.slots.iter().map(Slot::memory).fold(readers, |sum, memory| sum + memory)
+        let (readers, insight) = (self.interests.bytes(), self.insight.bytes());
+        let own = Memory { readers, insight, ..Memory::default() };
+        self.slots.iter().map(Slot::memory).fold(own, |sum, memory| sum + memory)
     }
 
     /// Interests, readers that are behind, and sessions whose overdue leases are kept.
     pub fn reader_counts(&self) -> (usize, usize, usize) {
         (self.interests.len(), self.interests.behind(), self.leases.held_back())
+    }
+
+    /// Data ids that a reader is interested in.
+    pub fn interests_of(&self, reader: ReaderId) -> usize {
+        self.interests.count_of(reader)
     }
 
     /// Whether readers are answered yet (see [`ShardConfig::settle`]).
@@ -302,6 +314,7 @@ impl Shard {
             self.links.iter_mut().filter(|(other, link)| **other != reader && link.session == Some(session))
         {
             link.session = None;
+            note_reads(&mut self.slots, &self.interests, *other, now);
             self.interests.close(*other);
         }
         self.links.insert(reader, Link { session: Some(session), refused_names: BTreeSet::new() });
@@ -324,6 +337,7 @@ impl Shard {
     /// A link is gone. The session's lease runs on.
     pub fn handle_link_close(&mut self, reader: ReaderId) {
         self.links.remove(&reader);
+        note_reads(&mut self.slots, &self.interests, reader, self.now);
         self.interests.close(reader);
         self.asked.retain(|(other, ..), _| *other != reader);
         self.catching_up.retain(|(other, _), _| *other != reader);
@@ -394,6 +408,7 @@ impl Shard {
                 slot.advance();
             }
         }
+        self.note_read(slot, datum);
         self.asked.insert((reader, slot, datum), since);
         Ok(())
     }
@@ -401,6 +416,7 @@ impl Shard {
     /// A reader no longer wants a data id.
     pub fn handle_uninterest(&mut self, reader: ReaderId, datum: DatumKey) {
         let slot = datum.slot(self.config.slot_count);
+        self.note_read(slot, datum);
         self.interests.remove(reader, slot, datum);
         self.asked.remove(&(reader, slot, datum));
     }
@@ -542,6 +558,7 @@ impl Shard {
             }
         }
         self.mark += 1;
+        self.insight.pass(now);
         self.compact(now);
     }
 
@@ -708,6 +725,7 @@ impl Shard {
         slot.recycle(sealed.batch);
         self.stats.batches += 1;
         self.stats.changed_datums += sealed.changed.len() as u64;
+        self.insight.changed(&sealed.changed);
         if !sealed.changed.is_empty() {
             self.sealed.push_back(Seal { slot: id, previous: sealed.previous, changed: sealed.changed });
         }

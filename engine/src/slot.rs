@@ -22,10 +22,13 @@ use crate::{
 
 mod history;
 
+mod insight;
+
 mod memory;
 
 mod restore;
 
+pub use insight::{DatumView, display_name};
 pub use restore::ScanCursor;
 
 const NIL: u32 = u32::MAX;
@@ -62,6 +65,9 @@ struct Datum {
     latest: Option<Position>,
     /// The slot's revision when it was last named or lost its last tombstone.
     idle_since: Revision,
+    /// Seconds at which it last changed, and at which its last reader was seen; 0: not in this run.
+    changed_at: u32,
+    read_at: u32,
 }
 
 struct Touched {
@@ -634,6 +640,7 @@ impl Slot {
             let position = self.log.push(revision, now, first.datum, first.register, before, datum_before.1);
             let datum = self.datum_mut(first.datum);
             (datum.latest, datum.last_change) = (Some(position), revision);
+            datum.changed_at = now.seconds();
         }
         touched.clear();
         self.touched = touched;
@@ -719,6 +726,8 @@ impl Slot {
             last_change: Revision::ZERO,
             latest: None,
             idle_since: self.revision,
+            changed_at: 0,
+            read_at: 0,
         };
         let index = match self.datums_vacant.pop() {
             Some(index) => {

@@ -24,6 +24,7 @@ impl Slot {
                 + self.idle.capacity() * size_of::<u32>(),
             readers: 0,
             batches: self.open.capacity() + self.touched.capacity() * size_of::<Touched>(),
+            insight: 0,
         }
     }
 }

@@ -5,6 +5,7 @@ mod behaviours;
 mod compaction;
 mod disk;
 mod formats;
+mod insight;
 mod limits;
 mod memory;
 mod model;

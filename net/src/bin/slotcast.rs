@@ -1,4 +1,4 @@
-//! The server binary: `slotcast standalone | data | session | check-config | check-data`.
+//! The server binary: `slotcast standalone | data | session | ctl | check-config | check-data`.
 
 use std::path::PathBuf;
 
@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand};
 use slotcast_engine::limits::SLOTS_DEFAULT;
 use slotcast_net::{
     config::Config,
+    ctl::Ctl,
     data::storage::check_data,
     process::{DataProcess, SessionProcess, wait_for_end},
 };
@@ -36,6 +37,8 @@ enum Role {
         #[arg(long, default_value_t = SLOTS_DEFAULT)]
         slot_count: u32,
     },
+    /// Asks a running process, or tells it something, over HTTP.
+    Ctl(Ctl),
     /// Reads and checks a configuration and prints it with all defaults filled in.
     CheckConfig(Settings),
 }
@@ -85,6 +88,10 @@ fn main() -> anyhow::Result<()> {
         }
         Role::CheckData { dir, slot_count } => {
             print!("{}", check_data(&dir, slot_count)?);
+            Ok(())
+        }
+        Role::Ctl(ctl) => {
+            print!("{}", ctl.run()?);
             Ok(())
         }
         Role::CheckConfig(settings) => {
