@@ -5,7 +5,7 @@
 //!
 //! Invariant: readers only ever see sealed revisions; between a first admitted write and [`Slot::seal`] nothing is read.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 
 use hashbrown::HashTable;
 
@@ -25,6 +25,8 @@ mod history;
 mod insight;
 
 mod memory;
+
+mod owned;
 
 mod restore;
 
@@ -445,35 +447,6 @@ impl Slot {
             let publication = self.publication(index);
             next = publication.after;
             Some((self.record(index), publication.owner))
-        })
-    }
-
-    /// The data ids in which `session` owns registrations, each with the digest over those.
-    pub fn session_datum_digests(&self, session: SessionId) -> BTreeMap<DatumKey, Digest> {
-        let mut digests: BTreeMap<DatumKey, Digest> = BTreeMap::new();
-        for (index, publication) in self.live().filter(|(_, publication)| publication.owner == session) {
-            let key = self.datum(publication.datum).key;
-            digests.entry(key).or_default().add(self.fingerprint_of(index));
-        }
-        digests
-    }
-
-    /// The registrations of a data id that `session` owns, with their versions.
-    pub fn session_registers(
-        &self,
-        session: SessionId,
-        datum: DatumKey,
-    ) -> impl Iterator<Item = (RegisterId, Version)> {
-        let mut next = self.find_datum(datum).map_or(NIL, |index| self.datum(index).head);
-        std::iter::from_fn(move || {
-            while next != NIL {
-                let publication = self.publication(next);
-                next = publication.after;
-                if publication.owner == session {
-                    return Some((publication.register, publication.version()));
-                }
-            }
-            None
         })
     }
 
