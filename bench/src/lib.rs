@@ -7,6 +7,8 @@ pub mod formats;
 
 pub mod store;
 
+pub mod sketch;
+
 pub mod measure;
 
 pub mod machine;
@@ -127,6 +129,18 @@ pub const CASES: &[Case] = &[
         large: 1_024,
         smoke: (16, 0x1d0b_14e4_db01_8fed),
         prepare: store::heartbeat,
+    },
+    Case {
+        name: "count a change, known data id",
+        large: 100_000,
+        smoke: (100, 0x9cec_27be_ebf9_5815),
+        prepare: sketch::count_known,
+    },
+    Case {
+        name: "count a change, too many data ids",
+        large: 100_000,
+        smoke: (2000, 0x6634_c681_ab18_9b3d),
+        prepare: sketch::count_unknown,
     },
 ];
 

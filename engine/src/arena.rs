@@ -56,6 +56,7 @@ pub(crate) struct Closed {
     pub(crate) segment: u32,
     pub(crate) born: u64,
     pub(crate) live: usize,
+    pub(crate) dead: usize,
     pub(crate) capacity: usize,
 }
 
@@ -142,6 +143,7 @@ impl Arena {
                 segment: index,
                 born: segment.born,
                 live: segment.bytes.len() - segment.dead,
+                dead: segment.dead,
                 capacity: segment.capacity,
             })
         })

@@ -282,6 +282,11 @@ impl OpenBatch {
         self.changes += 1;
     }
 
+    /// Bytes taken for it.
+    pub fn capacity(&self) -> usize {
+        self.bytes.capacity()
+    }
+
     /// Changes so far.
     pub fn changes(&self) -> usize {
         self.changes as usize

@@ -52,6 +52,8 @@ pub struct ChangeLog {
     batches: VecDeque<(Revision, Nanos)>,
     first: u64,
     floor: Revision,
+    /// Entries for which memory was taken ahead.
+    reserved: usize,
 }
 
 impl ChangeLog {
@@ -62,6 +64,7 @@ impl ChangeLog {
 
     /// Takes memory for `entries` changes ahead, and touches it.
     pub(crate) fn reserve(&mut self, entries: usize) {
+        self.reserved = entries;
         let held = self.entries.len();
         let blank = LogEntry {
             revision: Revision::ZERO,
@@ -89,6 +92,22 @@ impl ChangeLog {
         self.entries.is_empty()
     }
 
+    /// Bytes of the entries held, without room taken ahead.
+    pub fn entry_bytes(&self) -> usize {
+        self.entries.len() * size_of::<LogEntry>()
+    }
+
+    /// When the oldest batch was sealed of which an entry is held.
+    pub fn oldest(&self) -> Option<Nanos> {
+        self.batches.front().map(|(_, sealed_at)| *sealed_at)
+    }
+
+    /// Bytes held for entries and batches.
+    pub fn bytes(&self) -> usize {
+        self.entries.capacity() * size_of::<LogEntry>()
+            + self.batches.capacity() * size_of::<(Revision, Nanos)>()
+    }
+
     /// Appends a change. `before` is the data id's latest position, `datum_before` the revision of its last change in an
     /// earlier batch.
     pub fn push(
@@ -114,12 +133,23 @@ impl ChangeLog {
 
     /// Drops the oldest entries beyond the limits. Whole batches go, so the floor is always a batch's revision.
     pub fn trim(&mut self, limits: &ChangeLogLimits, now: Nanos) {
+        self.trim_some(limits, now, usize::MAX);
+    }
+
+    /// Like [`ChangeLog::trim`], until `budget` entries are gone; it may be one batch more. Returns how many went, and whether
+    /// none is left beyond the limits.
+    pub fn trim_some(&mut self, limits: &ChangeLogLimits, now: Nanos, budget: usize) -> (usize, bool) {
         let entries_max = limits.entries_max.min(u32::MAX as usize);
+        let held = self.entries.len();
         while let Some(&(oldest, sealed_at)) = self.batches.front() {
             let too_many = self.entries.len() > entries_max;
             let too_old = now.since(sealed_at) > limits.age_max;
             if !too_many && !too_old {
                 break;
+            }
+            let dropped = held - self.entries.len();
+            if dropped >= budget {
+                return (dropped, false);
             }
             self.batches.pop_front();
             self.floor = oldest;
@@ -127,6 +157,15 @@ impl ChangeLog {
                 self.entries.pop_front();
                 self.first += 1;
             }
+        }
+        (held - self.entries.len(), true)
+    }
+
+    /// Gives memory back that a longer history had taken and this one does not need; what was taken ahead stays.
+    pub(crate) fn give_back(&mut self) {
+        if self.entries.capacity() / 4 > self.entries.len().max(self.reserved / 2) {
+            self.entries.shrink_to((self.entries.len() * 2).max(self.reserved));
+            self.batches.shrink_to(self.batches.len() * 2);
         }
     }
 

@@ -254,6 +254,11 @@ impl Nanos {
         Nanos(self.0.saturating_add(nanos))
     }
 
+    /// Whole seconds, never 0, which means that a time is not known; 136 years fit.
+    pub fn seconds(self) -> u32 {
+        u32::try_from(self.0 / Self::SECOND).unwrap_or(u32::MAX).max(1)
+    }
+
     /// Nanoseconds from `earlier` to this point, 0 if it lies ahead.
     pub fn since(self, earlier: Nanos) -> u64 {
         self.0.saturating_sub(earlier.0)

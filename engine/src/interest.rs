@@ -3,7 +3,10 @@
 //! A reader in step gets every change at once. A reader that cannot take more keeps one revision per slot, not a queue:
 //! when it can take more it gets, per data id, one diff from there.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Bound,
+};
 
 use crate::id::{DatumKey, ReaderId, Revision, SlotId};
 
@@ -69,9 +72,35 @@ impl Interests {
         !self.behind.contains(&reader) && self.readers.contains_key(&reader)
     }
 
+    /// The data ids that somebody is interested in, from behind `after` on, each with its number of readers.
+    pub fn wanted_after(
+        &self,
+        after: Option<(SlotId, DatumKey)>,
+    ) -> impl Iterator<Item = (SlotId, DatumKey, usize)> {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let wanted = self.by_datum.range((from, Bound::Unbounded));
+        wanted.map(|((slot, datum), readers)| (*slot, *datum, readers.len()))
+    }
+
+    /// How many data ids a reader is interested in.
+    pub fn count_of(&self, reader: ReaderId) -> usize {
+        self.readers.get(&reader).map_or(0, |state| state.interests.len())
+    }
+
+    /// What a reader is interested in.
+    pub fn of_reader(&self, reader: ReaderId) -> impl Iterator<Item = (SlotId, DatumKey)> {
+        self.readers.get(&reader).into_iter().flat_map(|state| state.interests.iter().copied())
+    }
+
     /// Interests held by all readers together.
     pub fn len(&self) -> usize {
         self.readers.values().map(|state| state.interests.len()).sum()
+    }
+
+    /// Bytes held for interests, without the room between the nodes of ordered maps. Costs a look at each reader.
+    pub fn bytes(&self) -> usize {
+        let wanted = self.by_datum.len() * size_of::<((SlotId, DatumKey), Vec<ReaderId>)>();
+        wanted + self.len() * (size_of::<(SlotId, DatumKey)>() + size_of::<ReaderId>())
     }
 
     /// Whether nobody is interested in anything.
@@ -82,6 +111,14 @@ impl Interests {
     /// Readers that are behind.
     pub fn behind(&self) -> usize {
         self.behind.len()
+    }
+
+    /// How far each reader that is behind has got, per slot.
+    pub fn marks_behind(&self) -> impl Iterator<Item = (ReaderId, SlotId, Revision)> {
+        let readers = self.behind.iter().filter_map(|reader| Some((reader, self.readers.get(reader)?)));
+        readers.flat_map(|(reader, state)| {
+            state.behind.iter().flatten().map(|(slot, revision)| (*reader, *slot, *revision))
+        })
     }
 
     /// From now on the reader takes nothing; `revision_of` tells how far it has got in each slot.

@@ -25,6 +25,12 @@ pub mod change_log;
 
 pub mod digest;
 
+pub mod memory;
+
+pub mod sketch;
+
+pub mod top;
+
 pub mod slot;
 
 pub mod lease;

@@ -9,7 +9,6 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use crate::{
     batch::{Change, ChangeKind, Durability, Entry, entries},
     change_log::ChangeLogLimits,
-    compact::{self, Compaction, UTILIZATION_MIN},
     diff::{self, Answer},
     digest::Digest,
     error::Refusal,
@@ -17,14 +16,23 @@ use crate::{
     interest::Interests,
     lease::Leases,
     limits::BATCH_CHANGES_MAX,
+    memory::Memory,
     slot::{Slot, SlotCounts},
     slots::Slots,
     storage::Storage,
 };
 
+mod compaction;
+
 mod durable;
 
+mod insight;
+
+use compaction::Compactor;
+pub use compaction::{CompactionState, CompactionStatus, OldestReader};
 use durable::DurableAcks;
+use insight::{Insight, note_reads};
+pub use insight::{TopAnswer, TopKind, TopScan};
 
 /// What a shard is told at its start.
 #[derive(Debug, Clone)]
@@ -50,7 +58,7 @@ pub struct ShardConfig {
     pub change_log: ChangeLogLimits,
     /// Whether records from sessions are validated here too.
     pub validate: bool,
-    /// Bytes that compaction walks per turn.
+    /// Arena bytes that compaction walks per step at most.
     pub compaction_budget: usize,
 }
 
@@ -148,8 +156,6 @@ pub struct ShardStats {
     pub leases_ended: u64,
     /// Tombstones dropped.
     pub tombstones_dropped: u64,
-    /// Arena bytes that compaction walked.
-    pub compacted_bytes: u64,
 }
 
 /// All slots of one core.
@@ -174,8 +180,8 @@ pub struct Shard {
     opened_at: Option<Nanos>,
     settled: bool,
     now: Nanos,
-    compaction: Option<(SlotId, Compaction)>,
-    compaction_next: SlotId,
+    compactor: Compactor,
+    insight: Insight,
     stats: ShardStats,
     storage: Option<Storage>,
     /// Owners of what was recovered, whose leases begin with the first tick.
@@ -211,8 +217,8 @@ impl Shard {
             opened_at: None,
             settled: false,
             now: Nanos(0),
-            compaction: None,
-            compaction_next: SlotId(0),
+            compactor: Compactor::default(),
+            insight: Insight::new(config.seed),
             stats: ShardStats::default(),
             storage: None,
             owners: BTreeSet::new(),
@@ -264,9 +270,21 @@ impl Shard {
         })
     }
 
+    /// Memory by kind over all slots. Costs a look at each segment of each slot, not at each registration.
+    pub fn memory(&self) -> Memory {
+        let (readers, insight) = (self.interests.bytes(), self.insight.bytes());
+        let own = Memory { readers, insight, ..Memory::default() };
+        self.slots.iter().map(Slot::memory).fold(own, |sum, memory| sum + memory)
+    }
+
     /// Interests, readers that are behind, and sessions whose overdue leases are kept.
     pub fn reader_counts(&self) -> (usize, usize, usize) {
         (self.interests.len(), self.interests.behind(), self.leases.held_back())
+    }
+
+    /// Data ids that a reader is interested in.
+    pub fn interests_of(&self, reader: ReaderId) -> usize {
+        self.interests.count_of(reader)
     }
 
     /// Whether readers are answered yet (see [`ShardConfig::settle`]).
@@ -304,6 +322,7 @@ impl Shard {
             self.links.iter_mut().filter(|(other, link)| **other != reader && link.session == Some(session))
         {
             link.session = None;
+            note_reads(&mut self.slots, &self.interests, *other, now);
             self.interests.close(*other);
         }
         self.links.insert(reader, Link { session: Some(session), refused_names: BTreeSet::new() });
@@ -326,6 +345,7 @@ impl Shard {
     /// A link is gone. The session's lease runs on.
     pub fn handle_link_close(&mut self, reader: ReaderId) {
         self.links.remove(&reader);
+        note_reads(&mut self.slots, &self.interests, reader, self.now);
         self.interests.close(reader);
         self.asked.retain(|(other, ..), _| *other != reader);
         self.catching_up.retain(|(other, _), _| *other != reader);
@@ -406,6 +426,7 @@ impl Shard {
                 slot.advance();
             }
         }
+        self.note_read(slot, datum);
         self.asked.insert((reader, slot, datum), since);
         Ok(())
     }
@@ -413,6 +434,7 @@ impl Shard {
     /// A reader no longer wants a data id.
     pub fn handle_uninterest(&mut self, reader: ReaderId, datum: DatumKey) {
         let slot = datum.slot(self.config.slot_count);
+        self.note_read(slot, datum);
         self.interests.remove(reader, slot, datum);
         self.asked.remove(&(reader, slot, datum));
     }
@@ -554,7 +576,8 @@ impl Shard {
             }
         }
         self.mark += 1;
-        self.compact();
+        self.insight.pass(now);
+        self.compact(now);
     }
 
     /// Ends a turn: seals the open batch of every slot that was written to. Returns the batches sealed.
@@ -721,6 +744,7 @@ impl Shard {
         slot.recycle(sealed.batch);
         self.stats.batches += 1;
         self.stats.changed_datums += sealed.changed.len() as u64;
+        self.insight.changed(&sealed.changed);
         if !sealed.changed.is_empty() {
             self.sealed.push_back(Seal { slot: id, previous: sealed.previous, changed: sealed.changed });
         }
@@ -779,33 +803,6 @@ impl Shard {
     /// Whether [`Shard::seal`] has work left over from this turn.
     pub fn has_backlog(&self) -> bool {
         !self.ending.is_empty()
-    }
-
-    fn compact(&mut self) {
-        let mut budget = self.config.compaction_budget;
-        while budget > 0 {
-            let (id, mut compaction) = match self.compaction.take() {
-                Some(under_way) => under_way,
-                None => match self.next_compaction() {
-                    Some(chosen) => chosen,
-                    None => return,
-                },
-            };
-            let Some(slot) = self.slots.get_mut(id) else { return };
-            let step = budget.min(64 * 1024);
-            if !compaction.step(slot, step) {
-                self.compaction = Some((id, compaction));
-            }
-            self.stats.compacted_bytes += step as u64;
-            budget -= step;
-        }
-    }
-
-    fn next_compaction(&mut self) -> Option<(SlotId, Compaction)> {
-        let mut ahead = self.slots.iter_from(self.compaction_next);
-        let found = ahead.find_map(|slot| Some((slot.id(), compact::choose(&slot.arena, UTILIZATION_MIN)?)));
-        self.compaction_next = found.map_or(SlotId(0), |(id, _)| id);
-        found
     }
 }
 

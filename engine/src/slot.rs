@@ -5,7 +5,7 @@
 //!
 //! Invariant: readers only ever see sealed revisions; between a first admitted write and [`Slot::seal`] nothing is read.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 
 use hashbrown::HashTable;
 
@@ -20,8 +20,17 @@ use crate::{
     record::Record,
 };
 
+mod history;
+
+mod insight;
+
+mod memory;
+
+mod owned;
+
 mod restore;
 
+pub use insight::{DatumView, display_name};
 pub use restore::ScanCursor;
 
 const NIL: u32 = u32::MAX;
@@ -58,6 +67,9 @@ struct Datum {
     latest: Option<Position>,
     /// The slot's revision when it was last named or lost its last tombstone.
     idle_since: Revision,
+    /// Seconds at which it last changed, and at which its last reader was seen; 0: not in this run.
+    changed_at: u32,
+    read_at: u32,
 }
 
 struct Touched {
@@ -114,6 +126,8 @@ pub struct Slot {
     datums: Vec<Option<Datum>>,
     datums_vacant: Vec<u32>,
     datum_index: HashTable<u32>,
+    /// Bytes of the names in `datums`.
+    name_bytes: usize,
     publications: Vec<Publication>,
     publications_vacant: u32,
     publication_index: HashTable<u32>,
@@ -145,6 +159,7 @@ impl Slot {
             datums: Vec::new(),
             datums_vacant: Vec::new(),
             datum_index: HashTable::new(),
+            name_bytes: 0,
             publications: Vec::new(),
             publications_vacant: NIL,
             publication_index: HashTable::new(),
@@ -457,35 +472,6 @@ impl Slot {
         })
     }
 
-    /// The data ids in which `session` owns registrations, each with the digest over those.
-    pub fn session_datum_digests(&self, session: SessionId) -> BTreeMap<DatumKey, Digest> {
-        let mut digests: BTreeMap<DatumKey, Digest> = BTreeMap::new();
-        for (index, publication) in self.live().filter(|(_, publication)| publication.owner == session) {
-            let key = self.datum(publication.datum).key;
-            digests.entry(key).or_default().add(self.fingerprint_of(index));
-        }
-        digests
-    }
-
-    /// The registrations of a data id that `session` owns, with their versions.
-    pub fn session_registers(
-        &self,
-        session: SessionId,
-        datum: DatumKey,
-    ) -> impl Iterator<Item = (RegisterId, Version)> {
-        let mut next = self.find_datum(datum).map_or(NIL, |index| self.datum(index).head);
-        std::iter::from_fn(move || {
-            while next != NIL {
-                let publication = self.publication(next);
-                next = publication.after;
-                if publication.owner == session {
-                    return Some((publication.register, publication.version()));
-                }
-            }
-            None
-        })
-    }
-
     /// Every known data id: canonical name and live publishers.
     pub fn datums(&self) -> impl Iterator<Item = (DatumKey, &[u8], usize)> {
         self.datums.iter().flatten().map(|datum| (datum.key, &*datum.name, datum.publishers as usize))
@@ -649,6 +635,7 @@ impl Slot {
             let position = self.log.push(revision, now, first.datum, first.register, before, datum_before.1);
             let datum = self.datum_mut(first.datum);
             (datum.latest, datum.last_change) = (Some(position), revision);
+            datum.changed_at = now.seconds();
         }
         touched.clear();
         self.touched = touched;
@@ -723,6 +710,7 @@ impl Slot {
     }
 
     fn insert_datum(&mut self, key: DatumKey, name: &[u8]) -> u32 {
+        self.name_bytes += name.len();
         let datum = Datum {
             key,
             name: name.into(),
@@ -733,6 +721,8 @@ impl Slot {
             last_change: Revision::ZERO,
             latest: None,
             idle_since: self.revision,
+            changed_at: 0,
+            read_at: 0,
         };
         let index = match self.datums_vacant.pop() {
             Some(index) => {
@@ -772,6 +762,7 @@ impl Slot {
                     break;
                 }
                 let key = datum.key;
+                self.name_bytes -= datum.name.len();
                 let hash = mix64(key.0 ^ self.seed);
                 if let Ok(entry) = self.datum_index.find_entry(hash, |&at| at == index) {
                     entry.remove();

@@ -44,9 +44,8 @@ impl Slots {
         self.held.iter_mut()
     }
 
-    /// All, those from `from` on first.
-    pub(crate) fn iter_from(&self, from: SlotId) -> impl Iterator<Item = &Slot> {
-        let (before, after) = self.held.split_at(self.held.partition_point(|slot| slot.id() < from));
-        after.iter().chain(before)
+    /// The number of the first at or after `from`.
+    pub(crate) fn first_from(&self, from: SlotId) -> Option<SlotId> {
+        self.held.get(self.held.partition_point(|slot| slot.id() < from)).map(Slot::id)
     }
 }

@@ -251,6 +251,11 @@ impl Storage {
         self.gaps.contains(&slot)
     }
 
+    /// The slot of which a snapshot is being written.
+    pub fn scanning(&self) -> Option<SlotId> {
+        self.scan.as_ref().map(|scan| scan.slot)
+    }
+
     /// What became of a frame.
     pub fn fate(&self, frame: u64) -> Fate {
         self.journal.fate(frame)

@@ -1,4 +1,4 @@
-//! The HTTP side of a process: `/metrics`, `/healthz`, `/readyz`. One tokio thread, never on the hot path.
+//! The HTTP side of a process: `/metrics`, `/healthz`, `/readyz` and what operators ask. One tokio thread, never on the hot path.
 
 use std::{
     net::SocketAddr,
@@ -9,6 +9,8 @@ use anyhow::Context;
 use axum::{Router, extract::State, http::StatusCode, routing::get};
 use prometheus_client::{encoding::text::encode, registry::Registry};
 use tokio::{net::TcpListener, sync::oneshot};
+
+pub mod control;
 
 /// Says whether the process serves, with what is worth knowing all the same, or what it waits for.
 pub type Ready = Arc<dyn Fn() -> Result<Option<String>, String> + Send + Sync>;
@@ -28,8 +30,13 @@ pub struct Admin {
 }
 
 impl Admin {
-    /// Binds `addr` and serves `registry` and `ready` from a thread of its own.
-    pub fn start(addr: SocketAddr, registry: Registry, ready: Ready) -> anyhow::Result<Self> {
+    /// Binds `addr` and serves `registry`, `ready` and what `operations` routes from a thread of its own.
+    pub fn start(
+        addr: SocketAddr,
+        registry: Registry,
+        ready: Ready,
+        operations: Router,
+    ) -> anyhow::Result<Self> {
         let listener = std::net::TcpListener::bind(addr).with_context(|| {
             format!("cannot listen on {addr} for HTTP: is another process running there?")
         })?;
@@ -44,7 +51,8 @@ impl Admin {
                     .route("/metrics", get(metrics))
                     .route("/healthz", get(|| async { "ok\n" }))
                     .route("/readyz", get(readyz))
-                    .with_state(shown);
+                    .with_state(shown)
+                    .merge(operations);
                 let serve = axum::serve(TcpListener::from_std(listener)?, routes);
                 serve
                     .with_graceful_shutdown(async move {

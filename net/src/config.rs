@@ -7,10 +7,11 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, anyhow, bail, ensure};
 use serde::{Deserialize, Serialize};
 use slotcast_engine::{
     change_log::ChangeLogLimits,
+    compact::CompactionSettings,
     id::{SessionId, SlotId},
     journal::JournalConfig,
     limits::{SLOTS_DEFAULT, SLOTS_MAX},
@@ -21,6 +22,7 @@ use slotcast_engine::{
 
 use crate::{
     data::{
+        compaction::{CompactionOptions, Window},
         node::NodeLimits,
         server::DataOptions,
         storage::{StorageKind, StorageOptions},
@@ -76,6 +78,8 @@ pub struct DataSection {
     /// How long each slot's change log keeps an entry.
     #[serde(with = "humantime_serde")]
     pub change_log_age: Duration,
+    /// Bytes of change log entries that all slots of a shard keep together; beyond it the longest log loses its oldest.
+    pub change_log_bytes: usize,
     /// Whether records are validated here too; sessions validate them in any case.
     pub validate_records: bool,
     /// Bytes of output of one link above which its reader keeps a revision only.
@@ -86,8 +90,24 @@ pub struct DataSection {
     /// How long a link may take to introduce itself, and a refused one to read why it is.
     #[serde(with = "humantime_serde")]
     pub link_timeout: Duration,
-    /// Arena bytes that compaction walks per tick (100 ms).
+    /// Arena bytes that a step of compaction walks at most.
     pub compaction_budget: usize,
+    /// Time from the end of one round of compaction over all slots to the begin of the next.
+    #[serde(with = "humantime_serde")]
+    pub compaction_interval: Duration,
+    /// Records walked, change log entries dropped and slots looked at in one step.
+    pub compaction_batch_limit: usize,
+    /// Time between two steps of a round.
+    #[serde(with = "humantime_serde")]
+    pub compaction_sleep_interval: Duration,
+    /// A segment of records is emptied when the share of live bytes in it is below this; 0: none is.
+    pub arena_utilization_min: f64,
+    /// Times of the day in UTC at which compaction is eager, such as `["01:00-05:00"]`.
+    pub compaction_off_peak: Vec<Window>,
+    /// Takes the place of `compaction_batch_limit` at those times.
+    pub compaction_off_peak_batch_limit: usize,
+    /// Takes the place of `arena_utilization_min` at those times, where it is larger.
+    pub arena_off_peak_utilization_min: f64,
     /// Where slots are kept: `none`, `disk`, or `tmpfs` (a file system in memory: survives the process only).
     pub storage: StorageKind,
     /// The directory of journal and snapshots; one node, one directory.
@@ -196,6 +216,7 @@ impl Default for DataSection {
     fn default() -> Self {
         let limits = NodeLimits::default();
         let log = ChangeLogLimits::default();
+        let compaction = CompactionSettings::default();
         Self {
             id: "data-1".into(),
             http: loopback(7629),
@@ -203,11 +224,19 @@ impl Default for DataSection {
             settle: Duration::from_millis(500),
             change_log_entries: log.entries_max,
             change_log_age: Duration::from_nanos(log.age_max),
+            change_log_bytes: compaction.history_bytes_max,
             validate_records: true,
             link_buffer_max: limits.link_buffer_max,
             reserve_publishers: 0,
             link_timeout: Duration::from_nanos(limits.link_timeout),
             compaction_budget: 4 * 1024 * 1024,
+            compaction_interval: Duration::from_nanos(compaction.interval),
+            compaction_batch_limit: compaction.batch_limit,
+            compaction_sleep_interval: Duration::from_nanos(compaction.sleep_interval),
+            arena_utilization_min: compaction.utilization_min,
+            compaction_off_peak: Vec::new(),
+            compaction_off_peak_batch_limit: compaction.off_peak_batch_limit,
+            arena_off_peak_utilization_min: compaction.off_peak_utilization_min,
             storage: StorageKind::None,
             data_dir: "slotcast-data".into(),
             journal_batch_records: 10_000,
@@ -335,6 +364,7 @@ impl Config {
             !data.disk_retry_interval.is_zero() && !data.journal_batch_interval.is_zero(),
             "data.disk_retry_interval and data.journal_batch_interval have to be above 0"
         );
+        self.compaction_options().check().map_err(|error| anyhow!("data.{error}"))?;
         self.routes().map(|_| ())
     }
 
@@ -401,10 +431,7 @@ impl Config {
             seed: 0,
             session_lease: data.session_lease.as_nanos() as u64,
             settle: data.settle.as_nanos() as u64,
-            change_log: ChangeLogLimits {
-                entries_max: data.change_log_entries,
-                age_max: data.change_log_age.as_nanos() as u64,
-            },
+            change_log: self.compaction_options().history,
             validate: data.validate_records,
             compaction_budget: data.compaction_budget,
         };
@@ -416,7 +443,29 @@ impl Config {
         let reserve_publishers = data.reserve_publishers;
         let (listen, first_cpu) = (node.addr, data.cpu);
         let storage = (data.storage != StorageKind::None).then(|| self.storage_options());
-        Ok(DataOptions { listen, shard, limits, reserve_publishers, first_cpu, storage })
+        let compaction = self.compaction_options();
+        Ok(DataOptions { listen, shard, limits, reserve_publishers, first_cpu, compaction, storage })
+    }
+
+    fn compaction_options(&self) -> CompactionOptions {
+        let data = &self.data;
+        let nanos = |duration: Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+        CompactionOptions {
+            settings: CompactionSettings {
+                interval: nanos(data.compaction_interval),
+                sleep_interval: nanos(data.compaction_sleep_interval),
+                batch_limit: data.compaction_batch_limit,
+                utilization_min: data.arena_utilization_min,
+                history_bytes_max: data.change_log_bytes,
+                off_peak_batch_limit: data.compaction_off_peak_batch_limit,
+                off_peak_utilization_min: data.arena_off_peak_utilization_min,
+            },
+            history: ChangeLogLimits {
+                entries_max: data.change_log_entries,
+                age_max: nanos(data.change_log_age),
+            },
+            off_peak: data.compaction_off_peak.clone(),
+        }
     }
 
     fn storage_options(&self) -> StorageOptions {

@@ -11,6 +11,8 @@ mod metrics;
 
 mod faults;
 
+pub mod top;
+
 pub mod data;
 
 pub mod session;
@@ -22,3 +24,5 @@ pub mod admin;
 pub mod config;
 
 pub mod process;
+
+pub mod ctl;

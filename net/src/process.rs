@@ -6,7 +6,7 @@ use anyhow::Context;
 use prometheus_client::registry::Registry;
 
 use crate::{
-    admin::Admin,
+    admin::{Admin, control},
     config::Config,
     data::{server::DataServer, storage::StorageMetrics},
     session::{config::Routes, server::SessionServer},
@@ -48,7 +48,8 @@ impl DataProcess {
                 Err(format!("{waiting} of {} shards do not answer readers yet", metrics.len()))
             }
         });
-        match Admin::start(config.data.http, registry, ready) {
+        let operations = control::data_routes(server.operations.clone());
+        match Admin::start(config.data.http, registry, ready, operations) {
             Ok(admin) => Ok(Self { server, admin }),
             Err(error) => {
                 server.stop()?;
@@ -73,7 +74,8 @@ impl SessionProcess {
             let wanted = links * metrics.len();
             if up as usize == wanted { Ok(None) } else { Err(format!("{up} of {wanted} links are up")) }
         });
-        match Admin::start(config.session.http, registry, ready) {
+        let operations = control::session_routes(server.operations.clone());
+        match Admin::start(config.session.http, registry, ready, operations) {
             Ok(admin) => Ok(Self { server, admin }),
             Err(error) => {
                 server.stop()?;

@@ -12,6 +12,7 @@ use proptest::{
 };
 use slotcast_engine::{
     change_log::ChangeLogLimits,
+    compact::CompactionSettings,
     diff,
     digest::{Digest, fingerprint},
     error::Refusal,
@@ -172,7 +173,7 @@ struct World {
 }
 
 impl World {
-    fn new(log: ChangeLogLimits, compaction_budget: usize) -> Self {
+    fn new(log: ChangeLogLimits, compaction_budget: usize, compaction: CompactionSettings) -> Self {
         let config =
             slotcast_engine::shard::ShardConfig { change_log: log, compaction_budget, ..config(SLOTS) };
         let mut world = Self {
@@ -190,6 +191,7 @@ impl World {
             history: vec![VecDeque::new(); DATA_IDS],
             checksums: BTreeMap::new(),
         };
+        world.node.shard.set_compaction(compaction);
         world.opened_at = world.node.now;
         for _ in 0..LINKS {
             world.numbers += 1;
@@ -633,9 +635,18 @@ proptest! {
         entries_max in prop::sample::select(vec![2usize, 6, 1000]),
         age_max in prop::sample::select(vec![30 * MILLI, u64::MAX]),
         budget in prop::sample::select(vec![0usize, 3000, 1 << 20]),
+        batch_limit in prop::sample::select(vec![1usize, 7, 1000]),
+        history_bytes_max in prop::sample::select(vec![0usize, 100, 300, 1 << 20]),
         ops in prop::collection::vec(op(), 1..160),
     ) {
-        let mut world = World::new(ChangeLogLimits { entries_max, age_max }, budget);
+        let compaction = CompactionSettings {
+            interval: 0,
+            sleep_interval: 0,
+            batch_limit,
+            history_bytes_max,
+            ..CompactionSettings::default()
+        };
+        let mut world = World::new(ChangeLogLimits { entries_max, age_max }, budget, compaction);
         ops.into_iter().for_each(|op| world.apply(op));
         world.turn();
         (0..LINKS).for_each(|link| world.apply(Op::Writable { link }));

@@ -1,4 +1,4 @@
-//! The server binary: `slotcast standalone | data | session | check-config | check-data`.
+//! The server binary: `slotcast standalone | data | session | ctl | check-config | check-data`.
 
 use std::path::PathBuf;
 
@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand};
 use slotcast_engine::limits::SLOTS_DEFAULT;
 use slotcast_net::{
     config::Config,
+    ctl::Ctl,
     data::{salvage::salvage_data, storage::check_data},
     process::{DataProcess, SessionProcess, wait_for_end},
 };
@@ -40,6 +41,8 @@ enum Role {
         #[arg(long, value_name = "OUT")]
         salvage: Option<PathBuf>,
     },
+    /// Asks a running process, or tells it something, over HTTP.
+    Ctl(Ctl),
     /// Reads and checks a configuration and prints it with all defaults filled in.
     CheckConfig(Settings),
 }
@@ -93,6 +96,10 @@ fn main() -> anyhow::Result<()> {
                 None => check_data(&dir, slot_count)?,
             };
             print!("{text}");
+            Ok(())
+        }
+        Role::Ctl(ctl) => {
+            print!("{}", ctl.run()?);
             Ok(())
         }
         Role::CheckConfig(settings) => {

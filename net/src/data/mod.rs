@@ -4,6 +4,12 @@ pub mod metrics;
 
 mod outbox;
 
+pub mod compaction;
+
+pub mod status;
+
+pub mod operations;
+
 pub mod storage;
 
 pub mod salvage;

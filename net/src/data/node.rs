@@ -12,11 +12,13 @@ use slotcast_engine::{
     recover::Recovered,
     shard::{LinkError, Shard, ShardConfig},
     storage::{Storage, StorageConfig, StorageState},
+    top::{Largest, Row},
 };
 
 use crate::{
     data::{
         metrics::DataMetrics,
+        operations::Operations,
         outbox::{Outbox, Run},
         storage::StorageMetrics,
     },
@@ -26,6 +28,7 @@ use crate::{
         ring::{ConnId, Event, SendOutcome, Sockets, Waker},
         role::Role,
     },
+    top::{Requests, TopAsk, TopReport, What},
     wire::{
         Decoder, ErrorCode, FrameError, Message,
         header::{FRAME_BYTES_MAX, PROTOCOL},
@@ -65,6 +68,8 @@ struct Link {
     /// Until when the hello has to come or, once the link is refused, the error has to be read.
     deadline: Nanos,
     is_dirty: bool,
+    /// Messages received.
+    requests: u64,
 }
 
 /// One shard and its links.
@@ -82,6 +87,8 @@ pub struct Node {
     metrics: DataMetrics,
     draining: bool,
     disk: Option<(Disk, StorageMetrics)>,
+    requests: Requests,
+    operations: Option<Box<Operations>>,
 }
 
 impl Node {
@@ -101,6 +108,8 @@ impl Node {
             metrics,
             draining: false,
             disk: None,
+            requests: Requests::default(),
+            operations: None,
         }
     }
 
@@ -121,6 +130,14 @@ impl Node {
     ) -> Self {
         self.shard = Shard::recovered(config, recovered, storage);
         self.disk = Some(disk);
+        self
+    }
+
+    /// The same node, answering operators and compacting as they say.
+    #[must_use]
+    pub fn with_operations(mut self, operations: Operations) -> Self {
+        operations.begin(&mut self.shard);
+        self.operations = Some(Box::new(operations));
         self
     }
 
@@ -148,6 +165,7 @@ impl Node {
             closing: None,
             deadline: now.after(self.limits.link_timeout),
             is_dirty: false,
+            requests: 0,
         };
         self.link_count += 1;
         self.metrics.links.set(self.link_count as i64);
@@ -229,6 +247,10 @@ impl Node {
 
     fn handle_message(&mut self, index: usize, message: Message<'_>, now: Nanos) -> Result<(), LinkFault> {
         let reader = ReaderId(index as u32);
+        self.requests.count(&message);
+        if let Some(link) = self.links[index].as_mut() {
+            link.requests += 1;
+        }
         let known = self.links[index].as_ref().is_some_and(|link| link.session.is_some());
         if let Message::LinkHello { protocol, slot_count, session, run, epoch_seen } = message {
             if known {
@@ -445,6 +467,15 @@ impl Node {
         self.metrics.persistent_waiting.set(self.shard.awaiting_disk() as i64);
     }
 
+    /// Does what operators ask. Returns whether more is waiting.
+    fn operate(&mut self, now: Nanos) -> bool {
+        let Some(mut operations) = self.operations.take() else { return false };
+        let links = (&self.requests, self.links.as_slice());
+        let more = operations.turn(&mut self.shard, now, |ask, shard| tell_links(ask, links, shard));
+        self.operations = Some(operations);
+        more
+    }
+
     /// Hears what the disk has done since the last turn.
     fn hear_disk(&mut self, now: Nanos) {
         let Some((disk, metrics)) = &self.disk else { return };
@@ -487,6 +518,7 @@ impl Role for Node {
 
     fn turn(&mut self, now: Nanos, sockets: &mut dyn Sockets) -> bool {
         self.hear_disk(now);
+        let asked = self.operate(now);
         if now >= self.next_tick {
             self.shard.tick(now);
             self.next_tick = now.after(TICK);
@@ -502,11 +534,13 @@ impl Role for Node {
                 disk.submit(request);
             }
         }
-        self.shard.has_backlog() || !self.dirty.is_empty()
+        asked || self.shard.has_backlog() || !self.dirty.is_empty()
     }
 
     fn wake_at(&self) -> Nanos {
-        self.shard.disk_due().map_or(self.next_tick, |due| due.min(self.next_tick))
+        let compaction = self.operations.as_ref().and_then(|_| self.shard.compaction_due());
+        let others = self.shard.disk_due().into_iter().chain(compaction);
+        others.fold(self.next_tick, Nanos::min)
     }
 
     fn finish(&mut self) {
@@ -533,6 +567,30 @@ impl Role for Node {
     fn is_finished(&self) -> bool {
         self.draining
     }
+}
+
+/// What is asked about links: each is one session's.
+fn tell_links(ask: TopAsk, (requests, links): (&Requests, &[Option<Link>]), shard: &Shard) -> TopReport {
+    if ask.what == What::Requests {
+        return requests.report();
+    }
+    let mut largest = Largest::new(ask.limit);
+    for (index, link) in links.iter().enumerate() {
+        let Some(link) = link else { continue };
+        let reader = ReaderId(index as u32);
+        let interests = shard.interests_of(reader) as u64;
+        let value = if ask.what == What::Clients { link.requests } else { interests };
+        largest.offer(value, || {
+            let session = link.session.map_or_else(|| "(no hello yet)".into(), |id| format!("{:016x}", id.0));
+            Row::exact(session, value)
+                .with("interests", interests)
+                .with("requests", link.requests)
+                .with("waiting_bytes", link.out.len())
+                .with("behind", link.blocked)
+        });
+    }
+    let of = largest.offered();
+    TopReport::exact(ask.what, largest.into_rows(), of)
 }
 
 /// Why a link is closed.

@@ -8,13 +8,17 @@ use slotcast_engine::{recover::Recovered, shard::ShardConfig};
 
 use crate::{
     data::{
+        compaction::CompactionOptions,
         metrics::DataMetrics,
         node::{Node, NodeLimits},
+        operations::{Operations, ShardPost},
+        status::OperationMetrics,
         storage::{Opened, StorageMetrics, StorageOptions},
     },
     io::{
         clock,
         disk::{DirectoryLock, Disk},
+        mailbox::mailbox,
         pump::{self, Pump, PumpConfig},
         ring::RingConfig,
     },
@@ -33,6 +37,8 @@ pub struct DataOptions {
     pub reserve_publishers: usize,
     /// The CPU of the first shard; the others follow.
     pub first_cpu: Option<usize>,
+    /// When and how much is compacted.
+    pub compaction: CompactionOptions,
     /// Where slots are kept, if anywhere.
     pub storage: Option<StorageOptions>,
 }
@@ -45,6 +51,8 @@ pub struct DataServer {
     pub metrics: Vec<DataMetrics>,
     /// Metrics of each shard's durable side; none without storage.
     pub storage: Vec<StorageMetrics>,
+    /// Where each shard is asked at run time.
+    pub operations: Vec<ShardPost>,
     pumps: Vec<Pump>,
     _lock: Option<DirectoryLock>,
 }
@@ -63,6 +71,7 @@ impl DataServer {
             addrs: Vec::new(),
             metrics: Vec::new(),
             storage: Vec::new(),
+            operations: Vec::new(),
             pumps: Vec::new(),
             _lock: lock,
         };
@@ -116,14 +125,19 @@ impl DataServer {
             _ => None,
         };
         let reserve = options.reserve_publishers.div_ceil(options.shard.shards as usize);
-        self.pumps.push(Pump::start(pump, move || {
+        let (post, mailbox) = mailbox();
+        let told = OperationMetrics::new(registry, shard);
+        let operations = Operations::new(mailbox, options.compaction.clone(), told, clock::utc_minute);
+        let pump = Pump::start(pump, move || {
             let mut node = Node::new(config.clone(), limits, run, metrics);
             if let Some((recovered, storage, disk)) = disk {
                 node = node.on_disk(config, recovered, storage, disk);
             }
             node.reserve(reserve);
-            node
-        })?);
+            node.with_operations(operations)
+        })?;
+        self.operations.push(post.waking(pump.waker()));
+        self.pumps.push(pump);
         Ok(())
     }
 

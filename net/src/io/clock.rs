@@ -16,6 +16,12 @@ pub fn now() -> Nanos {
     Nanos(START.get_or_init(Instant::now).elapsed().as_nanos() as u64 + 1)
 }
 
+/// The minute of the day in UTC, 0 to 1439.
+pub fn utc_minute() -> u32 {
+    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    (seconds / 60 % 1440) as u32
+}
+
 /// An unpredictable number that no other process and no other call has.
 pub fn unique() -> u64 {
     let mut hasher = RandomState::new().build_hasher();

@@ -8,4 +8,6 @@ pub mod disk;
 
 pub mod role;
 
+pub mod mailbox;
+
 pub mod pump;

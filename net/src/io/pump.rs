@@ -78,6 +78,11 @@ impl Pump {
         self.stop.load(Ordering::Acquire)
     }
 
+    /// What ends the loop's sleep.
+    pub fn waker(&self) -> Waker {
+        self.waker.clone()
+    }
+
     /// Ends the loop after its turn.
     pub fn stop(&self) {
         self.stop.store(true, Ordering::Release);

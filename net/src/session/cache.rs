@@ -191,6 +191,11 @@ impl Cache {
         self.latest[index as usize]
     }
 
+    /// Numbers that data ids have or had; all are below this.
+    pub(super) fn places(&self) -> usize {
+        self.datums.len()
+    }
+
     pub(super) fn len(&self) -> usize {
         self.index.len()
     }
@@ -337,6 +342,11 @@ impl Cache {
 }
 
 impl Datum {
+    /// Registrations in the list.
+    pub(super) fn publishers(&self) -> usize {
+        self.records.len() - self.retained
+    }
+
     /// The revision from which a run of the data node can go on; zero if the list is of another run.
     pub(super) fn since(&self, run: u64) -> Revision {
         if self.run == run { self.revision } else { Revision::ZERO }

@@ -18,6 +18,7 @@ use crate::{
         link::{Link, LinkState},
         metrics::SessionMetrics,
         news::News,
+        operations::Insight,
         persistent::Persistents,
         push::{Frames, Round},
         registrations::Registrations,
@@ -69,6 +70,7 @@ pub struct Session {
     pub(super) diff_received_at: Option<Nanos>,
     /// The same for diffs from before this round.
     pub(super) round_carries: Option<Nanos>,
+    pub(super) insight: Insight,
     next_tick: Nanos,
     sweep: usize,
     finished: bool,
@@ -98,6 +100,7 @@ impl Session {
             reached: Vec::new(),
             diff_received_at: None,
             round_carries: None,
+            insight: Insight::new(config.id.0),
             next_tick: Nanos(0),
             sweep: 0,
             finished: false,
@@ -224,6 +227,8 @@ impl Session {
 
     fn handle_client(&mut self, index: usize, message: Message<'_>, now: Nanos) -> Result<(), ClientFault> {
         self.metrics.frames_received.inc();
+        let id = self.client(index).and_then(|client| client.id);
+        self.insight.requested(id, &message);
         let Some(client) = self.client(index) else { return Ok(()) };
         if let Message::Hello { protocol, client: id } = message {
             if protocol != PROTOCOL {
@@ -423,6 +428,7 @@ impl Session {
 
     fn tick(&mut self, now: Nanos, sockets: &mut dyn Sockets) {
         self.next_tick = now.after(TICK);
+        self.insight.pass(now);
         if !self.peers.is_empty() {
             self.sweep_clients(now, sockets);
         }
@@ -456,7 +462,8 @@ impl Role for Session {
             self.tick(now, sockets);
         }
         self.send_links(now, sockets);
-        self.write_clients(now, sockets)
+        let asked = self.operate(now);
+        self.write_clients(now, sockets) || asked
     }
 
     fn wake_at(&self) -> Nanos {

@@ -32,6 +32,8 @@ mod news;
 
 mod push;
 
+pub mod operations;
+
 pub mod server;
 
 pub use config::SessionConfig;

@@ -9,10 +9,11 @@ use slotcast_engine::id::SessionId;
 use crate::{
     io::{
         clock,
+        mailbox::mailbox,
         pump::{self, Pump, PumpConfig},
         ring::RingConfig,
     },
-    session::{Session, SessionConfig, config::Routes, metrics::SessionMetrics},
+    session::{Session, SessionConfig, config::Routes, metrics::SessionMetrics, operations::SessionPost},
 };
 
 /// What a session process is told at its start.
@@ -40,6 +41,8 @@ pub struct SessionServer {
     pub metrics: Vec<SessionMetrics>,
     /// Shards that each core links to.
     pub links: usize,
+    /// Where each core is asked at run time.
+    pub operations: Vec<SessionPost>,
     pumps: Vec<Pump>,
 }
 
@@ -61,7 +64,7 @@ impl SessionServer {
         let listeners = pump::listen(options.listen, options.cores, &ring)?;
         let addr = listeners.first().context("no listener")?.local_addr()?;
         let links = options.session.routes.shards.len();
-        let mut server = Self { addr, metrics: Vec::new(), links, pumps: Vec::new() };
+        let mut server = Self { addr, metrics: Vec::new(), links, operations: Vec::new(), pumps: Vec::new() };
         for (core, listener) in listeners.into_iter().enumerate() {
             let metrics = SessionMetrics::new(registry, core as u32);
             server.metrics.push(metrics.clone());
@@ -72,8 +75,12 @@ impl SessionServer {
                 ring: ring.clone(),
                 listener: Some(listener),
             };
-            match Pump::start(pump, move || Session::new(config, metrics)) {
-                Ok(pump) => server.pumps.push(pump),
+            let (post, mailbox) = mailbox();
+            match Pump::start(pump, move || Session::new(config, metrics).with_operations(mailbox)) {
+                Ok(pump) => {
+                    server.operations.push(post.waking(pump.waker()));
+                    server.pumps.push(pump);
+                }
                 Err(error) => {
                     server.stop()?;
                     return Err(error.context(format!("starting session core {core}")));

@@ -246,6 +246,7 @@ impl Session {
         self.links[shard].epoch_seen = self.links[shard].epoch_seen.max(epoch);
         match applied {
             Applied::Changed => {
+                self.insight.changed(diff.datum);
                 self.diff_received_at.get_or_insert(now);
                 self.notify(number);
             }
