@@ -41,6 +41,8 @@ pub mod division;
 
 pub mod progress;
 
+pub mod phases;
+
 pub mod roles;
 
 pub mod limit;

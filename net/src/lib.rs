@@ -22,3 +22,5 @@ pub mod admin;
 pub mod config;
 
 pub mod process;
+
+pub mod provenance;

@@ -341,21 +341,6 @@ fn another_shard_count_takes_everything_along() {
     }
 }
 
-/// Writes the fixture that this version would write. Run with `--ignored` once per version of the format.
-#[test]
-#[ignore = "writes into the source tree"]
-fn write_the_fixture_of_this_version() {
-    let mut kept = Kept::start(MemoryDisk::default(), 16 * 1024, 32 * 1024);
-    for round in 0..16 {
-        kept.fill(round * 100, 10);
-    }
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/version-1");
-    fs::create_dir_all(&folder).expect("a folder");
-    for name in kept.memory.names("") {
-        fs::write(folder.join(&name), kept.memory.content(&name).expect("it is there")).expect("a file");
-    }
-}
-
 #[test]
 fn the_fixture_of_version_1_is_still_read() {
     let memory = fixture("version-1");
