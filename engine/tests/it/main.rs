@@ -10,3 +10,9 @@ mod model;
 mod readers;
 mod support;
 mod tidy;
+
+mod damaged;
+
+#[allow(dead_code, reason = "some of it is for the wire alone")]
+#[path = "../../fuzz/src/lib.rs"]
+mod fuzz;

@@ -20,3 +20,9 @@ mod tiny_session;
 mod durable;
 
 mod sim;
+
+mod damaged;
+
+#[allow(dead_code, reason = "some of it is for the disk alone")]
+#[path = "../../fuzz/src/wire/mod.rs"]
+mod fuzz;
