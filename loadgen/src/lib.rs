@@ -55,6 +55,8 @@ pub mod links;
 
 pub mod ingest;
 
+pub mod chaos;
+
 pub mod report;
 
 pub mod find_max;
