@@ -11,11 +11,11 @@ pub mod sketch;
 
 pub mod measure;
 
-pub mod machine;
-
 pub mod peers;
 
 pub mod crash;
+
+pub mod fixture;
 
 /// A case, ready to run.
 pub struct Prepared {

@@ -6,6 +6,7 @@ use anyhow::Context;
 use bench::{
     CASES,
     crash::CrashReport,
+    fixture,
     measure::measure,
     peers::{self, PeersSpec, report, server, slotcast},
 };
@@ -81,6 +82,14 @@ enum What {
         #[arg(long, default_value_t = 1)]
         seed: u64,
     },
+    /// Writes the directory that this version of the format writes, and beside it what is in it, for later versions to read
+    Fixture {
+        /// Such as engine/tests/fixtures/version-2; must not be there
+        folder: PathBuf,
+        /// Write nothing; print what is in the folder
+        #[arg(long)]
+        list: bool,
+    },
 }
 
 fn main() -> anyhow::Result<()> {
@@ -93,6 +102,11 @@ fn main() -> anyhow::Result<()> {
         What::Hold { core, seconds, command } => server::hold(core, seconds, &command),
         What::Serve { port, clients } => slotcast::serve(port, clients),
         What::Crash { points, seed } => crash(points, seed),
+        What::Fixture { folder, list: true } => {
+            print!("{}", fixture::list_of(&folder)?);
+            Ok(())
+        }
+        What::Fixture { folder, list: false } => fixture::write(&folder),
     }
 }
 

@@ -92,14 +92,15 @@ impl BlockHead {
             _ => return Err(BlockError::Header),
         };
         let fits = len.is_multiple_of(SECTOR_BYTES) && (HEADER_BYTES..=len).contains(&used);
-        if !fits || len > BLOCK_BYTES_MAX || len - used >= SECTOR_BYTES {
+        let sequence = u64_at(bytes, 16);
+        if !fits || len > BLOCK_BYTES_MAX || len - used >= SECTOR_BYTES || sequence == u64::MAX {
             return Err(BlockError::Header);
         }
         Ok(Self {
             kind,
             len,
             used,
-            sequence: u64_at(bytes, 16),
+            sequence,
             chain: u64_at(bytes, 24),
             stream: u64_at(bytes, 32),
             checksum: u64_at(bytes, CHECKSUM_AT),

@@ -76,7 +76,7 @@ impl SegmentId {
         let mut parts = name.strip_prefix("journal-")?.strip_suffix(".scj")?.split('-');
         let mut next = || parts.next()?.parse::<u32>().ok();
         let id = Self { epoch: next()?, shard: next()?, segment: next()? };
-        (id.file() == name).then_some(id)
+        (id.file() == name && id.epoch <= Revision::EPOCH_MAX).then_some(id)
     }
 
     /// What the stream's blocks carry.
@@ -161,6 +161,10 @@ impl SegmentHead {
                 "written in version {} of the format, this program reads version {VERSION}",
                 u32_at(bytes, 0)
             ));
+        }
+        let (shards, shard, epochs_to) = (u32_at(bytes, 8), u32_at(bytes, 12), u32_at(bytes, 24));
+        if shard >= shards || epochs_to > Revision::EPOCH_MAX {
+            return Err(format!("shard {shard} of {shards}, epochs to {epochs_to}: that cannot be"));
         }
         let wrong = || "the head of the segment does not fit its counts".to_string();
         let (streams, map) = (u32_at(bytes, 32) as usize, u32_at(bytes, 36) as usize);

@@ -53,6 +53,8 @@ pub mod snapshot;
 
 pub mod recover;
 
+pub mod memory_disk;
+
 pub mod storage;
 
 pub mod shard;

@@ -12,7 +12,7 @@ use crate::{
     block::BlockHead,
     change_log::ChangeLogLimits,
     disk_op::{DiskOp, DiskQueue, SECTOR_BYTES},
-    id::{Revision, SlotId},
+    id::{DataId, Revision, SlotId},
     journal::{Frame, Kept, SegmentHead, SegmentId},
     slot::Slot,
     snapshot::{self, Scan, SnapshotHead},
@@ -79,6 +79,11 @@ pub enum RecoverError {
         /// What differs.
         what: String,
     },
+    /// No leader epoch is left for another run.
+    #[error(
+        "all leader epochs are used up: move the directory away, and the sessions will bring what they hold"
+    )]
+    Exhausted,
 }
 
 fn damaged(file: &str, offset: u64, what: impl ToString) -> RecoverError {
@@ -92,7 +97,7 @@ fn marker(epoch: u32) -> String {
 
 fn marker_epoch(name: &str) -> Option<u32> {
     let epoch = name.strip_prefix("retired-")?.parse().ok()?;
-    (marker(epoch) == name).then_some(epoch)
+    (marker(epoch) == name && epoch <= Revision::EPOCH_MAX).then_some(epoch)
 }
 
 /// A segment whose head could be read.
@@ -223,6 +228,9 @@ impl Layout {
             layout.epoch = layout.epoch.max(head.epochs_to).max(head.revision.epoch());
         }
         layout.read_heads(files, slot_count, &segments)?;
+        if layout.epoch >= Revision::EPOCH_MAX {
+            return Err(RecoverError::Exhausted);
+        }
         layout.drop_unneeded(files)?;
         for stream in layout.streams.values() {
             for pair in stream.segments.windows(2) {
@@ -525,9 +533,13 @@ fn apply(
     if follows > loading.revision {
         return Ok(false);
     }
+    if batch.revision().epoch() >= config.epoch {
+        let what = format!("revision {} is of an epoch that no file reserves", batch.revision());
+        return Err(damaged(&segment.file(), offset, what));
+    }
     for entry in batch.entries() {
         let entry = entry.map_err(|error| damaged(&segment.file(), offset, error))?;
-        loading.restore(entry).map_err(|what| damaged(&segment.file(), offset, what))?;
+        loading.restore(config, entry).map_err(|what| damaged(&segment.file(), offset, what))?;
     }
     loading.revision = batch.revision();
     loading.needs.get_or_insert(segment);
@@ -556,7 +568,13 @@ impl Loading {
     }
 
     /// Applies an entry after all checks of a trust boundary.
-    fn restore(&mut self, entry: Entry<'_>) -> Result<(), String> {
+    fn restore(&mut self, config: &RecoverConfig, entry: Entry<'_>) -> Result<(), String> {
+        if entry.change.datum.slot(config.slot_count) != self.slot.id() {
+            return Err("an entry of another slot".into());
+        }
+        if entry.name().is_some_and(|name| DataId::key_of_canonical(name) != Ok(entry.change.datum)) {
+            return Err("a name that does not belong to its key".into());
+        }
         if let Some(record) = entry.record() {
             record.validate().map_err(|error| error.to_string())?;
         }

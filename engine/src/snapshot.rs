@@ -73,6 +73,9 @@ impl SnapshotHead {
                 u32_at(bytes, 0)
             ));
         }
+        if u32_at(bytes, 24) > Revision::EPOCH_MAX {
+            return Err(format!("an epoch that cannot be: {}", u32_at(bytes, 24)));
+        }
         let slot = u16::try_from(u32_at(bytes, 12)).map_err(|_| "a slot that cannot be".to_string())?;
         Ok(Self {
             slot_count: u32_at(bytes, 4),

@@ -3,8 +3,10 @@
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
+use slotcast_net::data::storage::StorageKind;
 
 use crate::{
+    chaos::{ChaosSpec, Scenario},
     clock::SECOND,
     disturbance::Disturbance,
     ingest::IngestSpec,
@@ -43,6 +45,8 @@ pub enum Command {
     Links(LinksArgs),
     /// Registers publishers into one core of a data node as fast as it takes them, and reads them all back.
     Ingest(IngestArgs),
+    /// Kills or stops processes of a cluster of its own under load, and judges every list that reaches a client.
+    Chaos(ChaosArgs),
     /// A role of the embedded cluster.
     #[command(hide = true)]
     Role {
@@ -356,6 +360,67 @@ pub struct IngestArgs {
     pub plant: bool,
 }
 
+/// Arguments of `chaos`.
+#[derive(Args, Debug)]
+pub struct ChaosArgs {
+    /// What fails.
+    #[arg(long, value_enum, default_value = "kill-restart")]
+    pub scenario: Scenario,
+    /// Rounds; in each something fails once.
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
+    pub rounds: u32,
+    /// Begin no round after this long.
+    #[arg(long, value_name = "DURATION")]
+    pub duration: Option<humantime::Duration>,
+    /// Where the data node keeps its slots.
+    #[arg(long, value_parser = storage, default_value = "disk")]
+    pub storage: StorageKind,
+    /// Clients, each one connection.
+    #[arg(long, default_value_t = 40, value_parser = clap::value_parser!(u32).range(3..=1_000))]
+    pub clients: u32,
+    /// Services (data ids).
+    #[arg(long, default_value_t = 24, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub services: u32,
+    /// Operations of all clients per second.
+    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub operations_per_sec: u32,
+    /// Any setting of the cluster, such as `data.journal_batch_interval="1s"`; may be repeated.
+    #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Fixes faults and operations; how they meet is up to the machine.
+    #[arg(long, default_value_t = 1)]
+    pub rng_seed: u64,
+    /// Write all results as JSON.
+    #[arg(long, value_name = "PATH")]
+    pub json: Option<PathBuf>,
+}
+
+impl ChaosArgs {
+    /// The run with these settings.
+    pub fn spec(&self) -> ChaosSpec {
+        ChaosSpec {
+            scenario: self.scenario,
+            rounds: self.rounds,
+            duration: self.duration.map(Into::into),
+            storage: self.storage,
+            clients: self.clients,
+            services: self.services,
+            operations_per_s: self.operations_per_sec,
+            settings: self.set.clone(),
+            seed: self.rng_seed,
+        }
+    }
+}
+
+fn storage(text: &str) -> Result<StorageKind, String> {
+    match text {
+        "none" => Ok(StorageKind::None),
+        "disk" => Ok(StorageKind::Disk),
+        "tmpfs" => Ok(StorageKind::Tmpfs),
+        _ => Err("none, disk or tmpfs".into()),
+    }
+}
+
 impl IngestArgs {
     /// The run with these settings.
     pub fn spec(&self) -> IngestSpec {
@@ -522,6 +587,8 @@ mod tests {
         );
         assert!(parse("loadgen replay --trace x.csv --speed 2 --cap-gap 1s").is_err());
         assert!(parse("loadgen run --find-max --step-duration 5s").is_ok());
+        assert!(parse("loadgen chaos --scenario kill-restart --rounds 3 --storage tmpfs").is_ok());
+        assert!(parse("loadgen chaos --storage paper").is_err());
         assert!(parse("loadgen run --find-max --reconnect-storm").is_err());
         assert!(parse("loadgen run --reconnect-storm --stalled-clients 5").is_err());
         assert!(parse("loadgen run --payload-bytes 8").is_err());

@@ -41,6 +41,8 @@ pub mod division;
 
 pub mod progress;
 
+pub mod phases;
+
 pub mod roles;
 
 pub mod limit;
@@ -52,6 +54,8 @@ pub mod run;
 pub mod links;
 
 pub mod ingest;
+
+pub mod chaos;
 
 pub mod report;
 

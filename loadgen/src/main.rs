@@ -1,4 +1,4 @@
-//! The binary: `loadgen demo | run | replay | limit | links | ingest`, and the children it starts from itself.
+//! The binary: `loadgen demo | run | replay | limit | links | ingest | chaos`, and the children it starts from itself.
 
 use std::{
     fs,
@@ -11,8 +11,10 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use loadgen::{
     args::{
-        ChildArgs, Cli, Command, IngestArgs, LimitArgs, LinksArgs, Output, RoleCommand, RunArgs, Setting,
+        ChaosArgs, ChildArgs, Cli, Command, IngestArgs, LimitArgs, LinksArgs, Output, RoleCommand, RunArgs,
+        Setting,
     },
+    chaos,
     division::Division,
     find_max::{self, Step},
     ingest,
@@ -41,6 +43,7 @@ fn main() -> ExitCode {
         Command::Limit(args) => limit(&args),
         Command::Links(args) => links(&args),
         Command::Ingest(args) => ingest(&args),
+        Command::Chaos(args) => chaos(&args),
         Command::IngestWorker(args) => child(read(&args).and_then(|config| ingest::work(&config))),
         Command::LinksWorker(args) => child(read(&args).and_then(|config| links::work(&config))),
         Command::Role { role: RoleCommand::Data(args) } => child(roles::data(&args.config)),
@@ -155,6 +158,19 @@ fn ingest(args: &IngestArgs) -> Result<ExitCode> {
         write_json(path, &json::of_ingest(&outcome))?;
     }
     Ok(if outcome.reasons().is_empty() { ExitCode::SUCCESS } else { ExitCode::from(NOT_OK) })
+}
+
+fn chaos(args: &ChaosArgs) -> Result<ExitCode> {
+    let progress = Progress::new();
+    let spec = args.spec();
+    let result = chaos::run(&spec, &progress);
+    progress.finish();
+    let outcome = result?;
+    println!("{}", outcome.table());
+    if let Some(path) = &args.json {
+        write_json(path, &outcome.json(&spec))?;
+    }
+    Ok(if outcome.is_good() { ExitCode::SUCCESS } else { ExitCode::from(NOT_OK) })
 }
 
 fn write(output: &Output, outcome: &Outcome, verdict: &Verdict) -> Result<()> {

@@ -9,6 +9,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use rustix::process::{Pid, Signal, kill_process};
 
 /// A child process; it ends with this value.
 pub struct Process {
@@ -72,6 +73,13 @@ impl Process {
                 None => std::thread::sleep(Duration::from_millis(10)),
             }
         }
+    }
+
+    /// Stops the child as SIGSTOP does, or lets it go on.
+    pub fn pause(&self, stop: bool) -> Result<()> {
+        let signal = if stop { Signal::STOP } else { Signal::CONT };
+        kill_process(Pid::from_child(&self.child), signal)
+            .with_context(|| format!("cannot send a signal to {}", self.name))
     }
 
     /// Processor seconds used so far.

@@ -180,7 +180,7 @@ fn wait_ready(process: &mut Process, http: SocketAddr) -> Result<()> {
 }
 
 /// A plain GET: status and body.
-fn get(addr: SocketAddr, path: &str) -> Result<(u16, String)> {
+pub(crate) fn get(addr: SocketAddr, path: &str) -> Result<(u16, String)> {
     let mut stream = TcpStream::connect_timeout(&addr, HTTP_TIMEOUT)?;
     stream.set_read_timeout(Some(HTTP_TIMEOUT))?;
     write!(stream, "GET {path} HTTP/1.1\r\nHost: {addr}\r\nConnection: close\r\n\r\n")?;

@@ -16,6 +16,7 @@ use crate::{
     division::Division,
     incident::{IdleMemory, SlowClients, Stalled, StormReport},
     limit::{self, LimitResult, LimitSpec},
+    phases::{Driven, FINISH_WITHIN, POLL_EVERY, START_LEAD},
     process::{self, Process},
     progress::Progress,
     roles::{Cluster, ClusterSpec, Metrics},
@@ -32,14 +33,8 @@ pub const RECV_BUFFERS: u16 = 256;
 pub const RECV_BUFFER_BYTES: u32 = 8192;
 /// Bytes of a diff frame before its record.
 const DIFF_OVERHEAD_BYTES: usize = 48;
-const POLL_EVERY: Duration = Duration::from_millis(20);
-/// A phase in which nothing moves for this long is given up.
-const STALLED_AFTER: u64 = 30 * SECOND;
 /// What was before a reconnect storm is read this long before it.
 const BEFORE_STORM: u64 = 200 * MILLISECOND;
-/// The changes start this long after they are announced.
-const START_LEAD: u64 = 100 * MILLISECOND;
-const FINISH_WITHIN: Duration = Duration::from_secs(120);
 /// Beyond what a run plans, for connecting, snapshots and checks.
 const SLACK: Duration = Duration::from_secs(600);
 
@@ -224,6 +219,34 @@ pub fn run(spec: &RunSpec, workload: &Workload, progress: &Progress) -> Result<O
     Ok(outcome)
 }
 
+impl Driven for Run<'_> {
+    fn board(&self) -> &Board {
+        &self.board
+    }
+
+    fn progress(&self) -> &Progress {
+        self.progress
+    }
+
+    fn breathe(&mut self) -> Result<()> {
+        std::thread::sleep(POLL_EVERY);
+        self.workers.iter_mut().try_for_each(Process::check)?;
+        if let Some(cluster) = &mut self.cluster {
+            cluster.data.check()?;
+            cluster.session.check()?;
+        }
+        self.watch_storm();
+        Ok(())
+    }
+
+    fn is_whole(&self) -> bool {
+        let disturbance = &self.spec.disturbance;
+        let clients = u64::from(self.workload.clients());
+        let is_back = disturbance.stalled_clients == 0 || self.board.total(Counter::Connections) == clients;
+        is_back && self.storm.as_ref().is_none_or(|storm| storm.converged.is_some())
+    }
+}
+
 impl Run<'_> {
     fn through(mut self, outputs: &[std::path::PathBuf], division: Division) -> Result<Outcome> {
         let began = Monotonic.now();
@@ -248,7 +271,7 @@ impl Run<'_> {
             });
             self.until("running", start + window.start, start + window.end)?;
             last = self.reading();
-            self.drain()?;
+            self.drain(self.workload.planned().len() as u64, self.spec.drain)?;
             if self.spec.disturbance.stalled_clients > 0 {
                 // Those that were evicted meanwhile find out when they read again.
                 last.connections = self.board.total(Counter::Connections);
@@ -326,19 +349,9 @@ impl Run<'_> {
         ];
         self.idle_memory.start = self.session_rss();
         for (phase, name, counter, target) in parts {
-            self.progress.phase(name, target);
-            self.board.set_phase(phase);
-            let (mut moved, mut at) = (Monotonic.now(), 0);
-            while self.board.total(counter) < target {
-                self.breathe()?;
-                let now = self.board.total(counter);
-                self.progress.at(now, || format!("{now} of {target}"));
-                if now != at {
-                    (moved, at) = (Monotonic.now(), now);
-                } else if Monotonic.now() - moved > STALLED_AFTER {
-                    self.stalls.push(format!("{name} stopped at {now} of {target}"));
-                    return Ok(());
-                }
+            if let Some(stall) = self.reach(phase, name, counter, target)? {
+                self.stalls.push(stall);
+                return Ok(());
             }
             let (now, memory) = (self.session_rss(), &mut self.idle_memory);
             let place = match phase {
@@ -392,60 +405,6 @@ impl Run<'_> {
             resume_bytes: self.board.total(Counter::ResumeBytes) as f64 / resumed.max(1) as f64,
             removals: departed(metrics).zip(departures).map(|(last, first)| (last - first) as u64),
         })
-    }
-
-    /// Waits for a moment of the clock.
-    fn until(&mut self, name: &str, from: u64, to: u64) -> Result<()> {
-        self.progress.phase(name, (to - from) / MILLISECOND);
-        loop {
-            let now = Monotonic.now();
-            if now >= to {
-                return Ok(());
-            }
-            let (sent, pushes) = (self.board.total(Counter::Sent), self.board.total(Counter::Pushes));
-            self.progress
-                .at(now.saturating_sub(from) / MILLISECOND, || format!("{sent} changes, {pushes} pushes"));
-            self.breathe()?;
-        }
-    }
-
-    /// Waits until every planned change is acknowledged and every pair resolved, or until patience ends.
-    fn drain(&mut self) -> Result<()> {
-        self.board.set_phase(Phase::Drain);
-        let planned = self.workload.planned().len() as u64;
-        let deadline = Monotonic.now() + self.spec.drain.as_nanos() as u64;
-        self.progress.phase("draining", self.spec.drain.as_millis() as u64);
-        loop {
-            let looked = self.board.total(Counter::Looked) == self.board.workers() as u64;
-            let open = self.board.total(Counter::Unresolved);
-            let unacknowledged = planned.saturating_sub(self.board.total(Counter::Acknowledged));
-            let now = Monotonic.now();
-            if (looked && open == 0 && unacknowledged == 0 && self.is_whole()) || now >= deadline {
-                return Ok(());
-            }
-            let gone = self.spec.drain.as_millis() as u64 - (deadline - now) / MILLISECOND;
-            self.progress.at(gone, || format!("{open} pairs, {unacknowledged} changes open"));
-            self.breathe()?;
-        }
-    }
-
-    /// Whether everybody whom the run itself disturbed is back.
-    fn is_whole(&self) -> bool {
-        let disturbance = &self.spec.disturbance;
-        let clients = u64::from(self.workload.clients());
-        let is_back = disturbance.stalled_clients == 0 || self.board.total(Counter::Connections) == clients;
-        is_back && self.storm.as_ref().is_none_or(|storm| storm.converged.is_some())
-    }
-
-    fn breathe(&mut self) -> Result<()> {
-        std::thread::sleep(POLL_EVERY);
-        self.workers.iter_mut().try_for_each(Process::check)?;
-        if let Some(cluster) = &mut self.cluster {
-            cluster.data.check()?;
-            cluster.session.check()?;
-        }
-        self.watch_storm();
-        Ok(())
     }
 
     fn reading(&self) -> Reading {

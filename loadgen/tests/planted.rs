@@ -38,3 +38,21 @@ fn every_planted_fault_is_noticed_and_nothing_else() {
         }
     }
 }
+
+#[test]
+fn what_is_planted_is_noticed_while_processes_are_killed_too() {
+    let verdict = |fault: &str| {
+        let output = Command::new(env!("CARGO_BIN_EXE_loadgen"))
+            .args(["chaos", "--rounds", "4"])
+            .env("SLOTCAST_FAULT", fault)
+            .output()
+            .expect("the load generator runs");
+        (output.status.code() == Some(0), String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    let (ok, text) = verdict("none");
+    assert!(ok, "no fault: {text}");
+    for fault in ["late-resume", "skip-removal"] {
+        let (ok, text) = verdict(fault);
+        assert!(!ok && text.contains("told"), "{fault} went unnoticed, or its story is not told: {text}");
+    }
+}

@@ -394,6 +394,11 @@ impl Config {
                 let shard = SlotId(slot).shard(node.shards);
                 leaders[usize::from(slot)] = Some((shards.len() as u32 + shard) as u16);
             }
+            ensure!(
+                shards.len() + node.shards as usize <= usize::from(u16::MAX),
+                "node {}: the nodes have more shards than can be told apart",
+                node.id
+            );
             for shard in 0..node.shards {
                 let mut addr = node.addr;
                 let port = addr.port().checked_add(shard as u16);

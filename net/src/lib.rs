@@ -26,3 +26,4 @@ pub mod config;
 pub mod process;
 
 pub mod ctl;
+pub mod provenance;

@@ -6,7 +6,7 @@
 //! whatever directory the round before left behind. After each operation of its disk the directory is copied as a crash
 //! would leave it, and recovered from there with another number of shards.
 
-pub mod disk;
+pub mod chance;
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -19,6 +19,7 @@ use slotcast_engine::{
     error::Refusal,
     id::{DataId, DatumKey, Nanos, ReaderId, RegisterId, Revision, SessionId, SlotId, Version},
     journal::{Fate, JournalConfig},
+    memory_disk::MemoryDisk,
     record::{Encoder, Instance, Record},
     recover::{Layout, RecoverConfig, Recovered, recover, salvage},
     shard::{Shard, ShardConfig},
@@ -26,7 +27,7 @@ use slotcast_engine::{
     storage::{StorageConfig, StorageState},
 };
 
-use disk::{Chance, CrashDisk};
+use chance::Chance;
 
 const SLOTS: u32 = 8;
 const SERVICES: u64 = 12;
@@ -125,11 +126,11 @@ struct Model {
 pub fn run(seed: u64, points: u64) -> anyhow::Result<CrashReport> {
     let mut chance = Chance::new(seed);
     let mut report = CrashReport::default();
-    let (mut disk, mut model) = (CrashDisk::default(), Model::default());
+    let (mut disk, mut model) = (MemoryDisk::default(), Model::default());
     while report.points < points {
         let round = report.rounds;
         if round.is_multiple_of(6) {
-            (disk, model) = (CrashDisk::default(), Model::default());
+            (disk, model) = (MemoryDisk::default(), Model::default());
         }
         (disk, model) = play(disk, model, points, &mut chance, &mut report)
             .with_context(|| format!("seed {seed}, round {round}, after {} points", report.points))?;
@@ -139,7 +140,7 @@ pub fn run(seed: u64, points: u64) -> anyhow::Result<CrashReport> {
 }
 
 struct World {
-    disk: CrashDisk,
+    disk: MemoryDisk,
     model: Model,
     shards: Vec<Shard>,
     queues: Vec<VecDeque<DiskRequest>>,
@@ -156,12 +157,12 @@ struct World {
 
 /// One node from its start to its crash; returns what the crash leaves, and what is true then.
 fn play(
-    mut disk: CrashDisk,
+    mut disk: MemoryDisk,
     model: Model,
     points: u64,
     chance: &mut Chance,
     report: &mut CrashReport,
-) -> anyhow::Result<(CrashDisk, Model)> {
+) -> anyhow::Result<(MemoryDisk, Model)> {
     let shards = 1 + chance.below(3) as u32;
     let (recovered, epoch) = start(&mut disk, &model, shards, chance, report)?;
     let mut world = World::new(disk, model, recovered, epoch, shards, chance);
@@ -199,7 +200,7 @@ fn play(
 
 /// Recovers a directory for a node of `shards` shards, and holds what is found against the model.
 fn start(
-    disk: &mut CrashDisk,
+    disk: &mut MemoryDisk,
     model: &Model,
     shards: u32,
     chance: &mut Chance,
@@ -226,7 +227,7 @@ fn start(
             disk.run(&request.op)?;
             if chance.below(40) == 0 {
                 // A crash in the middle of it: the next start finds the same.
-                let mut crashed = disk.crashed(chance);
+                let mut crashed = disk.crashed(&mut |end| chance.below(end));
                 let layout = Layout::read(&mut crashed, SLOTS, &[])?;
                 ensure!(layout.next_epoch() > model.told, "an epoch is used twice");
                 check(model, &read(&mut crashed, &layout, shards, layout.next_epoch())?)?;
@@ -241,7 +242,7 @@ fn start(
     Ok((found, epoch))
 }
 
-fn read(disk: &mut CrashDisk, layout: &Layout, shards: u32, epoch: u32) -> anyhow::Result<Vec<Recovered>> {
+fn read(disk: &mut MemoryDisk, layout: &Layout, shards: u32, epoch: u32) -> anyhow::Result<Vec<Recovered>> {
     (0..shards).map(|shard| Ok(recover(layout, disk, &config(shard, shards, epoch), &mut |_| ())?)).collect()
 }
 
@@ -290,7 +291,7 @@ fn check(model: &Model, found: &[Recovered]) -> anyhow::Result<()> {
 }
 
 /// Of a directory that a crash left, salvage finds what recovery does, all of it for certain.
-fn check_salvage(disk: &mut CrashDisk) -> anyhow::Result<()> {
+fn check_salvage(disk: &mut MemoryDisk) -> anyhow::Result<()> {
     let layout = Layout::read(disk, SLOTS, &[])?;
     let found = recover(&layout, disk, &config(0, 1, layout.next_epoch()), &mut |_| ())?;
     let salvaged = salvage(disk, SLOTS, &[])?;
@@ -310,7 +311,7 @@ fn check_salvage(disk: &mut CrashDisk) -> anyhow::Result<()> {
 
 impl World {
     fn new(
-        disk: CrashDisk,
+        disk: MemoryDisk,
         mut model: Model,
         recovered: Vec<Recovered>,
         epoch: u32,
@@ -564,8 +565,8 @@ impl World {
     }
 
     /// What a crash now leaves behind, recovered and compared.
-    fn crash(&self, chance: &mut Chance, report: &mut CrashReport) -> anyhow::Result<(CrashDisk, Model)> {
-        let disk = self.disk.crashed(chance);
+    fn crash(&self, chance: &mut Chance, report: &mut CrashReport) -> anyhow::Result<(MemoryDisk, Model)> {
+        let disk = self.disk.crashed(&mut |end| chance.below(end));
         let shards = 1 + chance.below(3) as u32;
         report.points += 1;
         report.behind += u64::from(!self.model.waiting.is_empty());

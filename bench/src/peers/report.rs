@@ -4,7 +4,7 @@ use comfy_table::{CellAlignment, Table, presets};
 use serde_json::{Value, json};
 
 use super::{Comparison, PeersSpec, Row};
-use crate::machine;
+use slotcast_net::provenance;
 
 fn shape(row: &Row) -> String {
     if row.topics == 1 { "fan-out".into() } else { format!("{} topics", row.topics) }
@@ -82,8 +82,8 @@ pub fn json(spec: &PeersSpec, found: &Comparison) -> Value {
         "load_core": spec.load_core,
         "rows": found.rows.iter().map(row).collect::<Vec<_>>(),
         "absent": found.absent,
-        "command": machine::command(),
-        "commit": machine::commit(),
-        "machine": machine::machine(),
+        "command": provenance::command(),
+        "commit": provenance::commit(),
+        "machine": provenance::machine(),
     })
 }

@@ -229,7 +229,7 @@ pub(super) fn read_snapshot(
             BlockKind::Entries => {
                 for entry in entries(blocks.content(&block)) {
                     let entry = entry.map_err(|error| blocks.damaged(error))?;
-                    loading.restore(entry).map_err(|what| blocks.damaged(what))?;
+                    loading.restore(config, entry).map_err(|what| blocks.damaged(what))?;
                     count += 1;
                 }
             }

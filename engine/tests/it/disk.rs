@@ -4,10 +4,11 @@ use std::{collections::BTreeMap, fs, path::Path};
 
 use slotcast_engine::{
     change_log::ChangeLogLimits,
-    disk_op::{DiskDone, DiskError, DiskOp, DiskQueue, SECTOR_BYTES},
+    disk_op::{DiskDone, DiskQueue, SECTOR_BYTES},
     id::{DataId, DatumKey, Nanos, ReaderId, SessionId},
     journal::JournalConfig,
-    recover::{Files, Layout, RecoverConfig, RecoverError, Recovered, RecoveredSlot, recover},
+    memory_disk::MemoryDisk,
+    recover::{Layout, RecoverConfig, RecoverError, Recovered, RecoveredSlot, recover},
     shard::{Shard, ShardConfig},
     storage::{StorageConfig, StorageState},
 };
@@ -16,69 +17,34 @@ use crate::support::{Frame, List, MILLI, config, data_id, list_of, version};
 
 const SLOTS: u32 = 8;
 
-/// Files that are durable as soon as they are written.
-#[derive(Clone, Default, PartialEq, Debug)]
-pub(crate) struct Memory(pub(crate) BTreeMap<String, Vec<u8>>);
-
-impl Memory {
-    pub(crate) fn run(&mut self, op: DiskOp) {
-        match op {
-            DiskOp::Create { file } => _ = self.0.insert(file, Vec::new()),
-            DiskOp::Write { file, offset, bytes } => {
-                let content = self.0.get_mut(&file).expect("created before it is written");
-                assert!(
-                    offset.is_multiple_of(SECTOR_BYTES as u64) && bytes.len().is_multiple_of(SECTOR_BYTES)
-                );
-                content.resize(content.len().max(offset as usize + bytes.len()), 0);
-                content[offset as usize..offset as usize + bytes.len()].copy_from_slice(&bytes);
-            }
-            DiskOp::Rename { from, to } => {
-                let content = self.0.remove(&from).expect("there before it is renamed");
-                self.0.insert(to, content);
-            }
-            DiskOp::Delete { file } => _ = self.0.remove(&file),
-            DiskOp::Sync { .. } | DiskOp::SyncNames => {}
-        }
+/// A directory of this repository.
+fn fixture(name: &str) -> MemoryDisk {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name);
+    let mut disk = MemoryDisk::default();
+    for entry in fs::read_dir(folder).expect("the fixture is there") {
+        let entry = entry.expect("a readable folder");
+        let bytes = fs::read(entry.path()).expect("a readable file");
+        disk.put(&entry.file_name().to_string_lossy(), bytes);
     }
-
-    fn run_all(&mut self, queue: &mut DiskQueue) {
-        while let Some(request) = queue.take(usize::MAX) {
-            self.run(request.op);
-        }
-    }
-
-    pub(crate) fn files(&self, ending: &str) -> Vec<String> {
-        self.0.keys().filter(|name| name.ends_with(ending)).cloned().collect()
-    }
-
-    /// A directory of this repository.
-    fn fixture(name: &str) -> Self {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name);
-        let files = fs::read_dir(folder).expect("the fixture is there").map(|entry| {
-            let entry = entry.expect("a readable folder");
-            let bytes = fs::read(entry.path()).expect("a readable file");
-            (entry.file_name().to_string_lossy().into_owned(), bytes)
-        });
-        Self(files.collect())
-    }
+    disk
 }
 
-impl Files for Memory {
-    fn list(&mut self) -> Result<Vec<(String, u64)>, String> {
-        Ok(self.0.iter().map(|(name, bytes)| (name.clone(), bytes.len() as u64)).collect())
-    }
+fn bytes_of(disk: &MemoryDisk, file: &str) -> usize {
+    disk.content(file).expect("it is there").len()
+}
 
-    fn read(&mut self, file: &str, offset: u64, bytes: &mut [u8]) -> Result<(), String> {
-        let content = self.0.get(file).ok_or("not there")?;
-        let part = content.get(offset as usize..offset as usize + bytes.len()).ok_or("behind the end")?;
-        bytes.copy_from_slice(part);
-        Ok(())
-    }
+/// The same disk with one file changed.
+pub(crate) fn edited(disk: &MemoryDisk, file: &str, edit: impl FnOnce(&mut Vec<u8>)) -> MemoryDisk {
+    let mut disk = disk.clone();
+    let mut bytes = disk.remove(file).expect("it is there");
+    edit(&mut bytes);
+    disk.put(file, bytes);
+    disk
 }
 
 /// The lists that a directory holds, by data id, and what was read.
 pub(crate) fn recovered(
-    memory: &Memory,
+    memory: &MemoryDisk,
     shards: u32,
 ) -> Result<(BTreeMap<DatumKey, List>, Vec<Recovered>), RecoverError> {
     let mut memory = memory.clone();
@@ -111,20 +77,19 @@ fn recover_config(shard: u32, shards: u32, epoch: u32) -> RecoverConfig {
 /// A node of one shard on a directory.
 pub(crate) struct Kept {
     pub(crate) shard: Shard,
-    pub(crate) memory: Memory,
+    pub(crate) memory: MemoryDisk,
     pub(crate) now: Nanos,
     pub(crate) sequence: u64,
-    pub(crate) full: bool,
 }
 
 impl Kept {
-    fn start(memory: Memory, segment_bytes: u64, journal_bytes_max: u64) -> Self {
+    fn start(memory: MemoryDisk, segment_bytes: u64, journal_bytes_max: u64) -> Self {
         Self::start_leased(memory, (segment_bytes, journal_bytes_max), 1 << 50)
     }
 
     /// With a lease of sessions.
     pub(crate) fn start_leased(
-        mut memory: Memory,
+        mut memory: MemoryDisk,
         (segment_bytes, journal_bytes_max): (u64, u64),
         session_lease: u64,
     ) -> Self {
@@ -148,7 +113,7 @@ impl Kept {
         };
         let config = ShardConfig { epoch: layout.next_epoch(), session_lease, ..config(SLOTS) };
         let shard = Shard::recovered(config, found, storage);
-        let mut kept = Self { shard, memory, now: Nanos(1), sequence: 0, full: false };
+        let mut kept = Self { shard, memory, now: Nanos(1), sequence: 0 };
         kept.settle();
         kept.shard.handle_link_open(ReaderId(1), SessionId(1), 0, true, kept.now).expect("a session");
         kept
@@ -158,11 +123,7 @@ impl Kept {
     pub(crate) fn disk(&mut self) {
         self.shard.seal(self.now);
         while let Some(request) = self.shard.poll_disk(self.now) {
-            let fails = self.full && matches!(request.op, DiskOp::Create { .. } | DiskOp::Write { .. });
-            let result = if fails { Err(DiskError::NoSpace) } else { Ok(()) };
-            if !fails {
-                self.memory.run(request.op);
-            }
+            let result = self.memory.run(&request.op);
             self.shard.handle_disk(&DiskDone { id: request.id, result }, self.now);
         }
     }
@@ -173,7 +134,7 @@ impl Kept {
             self.now = self.now.after(20 * MILLI);
             self.disk();
         }
-        assert!(self.full || self.shard.is_disk_idle());
+        assert!(self.memory.is_full || self.shard.is_disk_idle());
     }
 
     pub(crate) fn write(&mut self, frame: &Frame) {
@@ -215,12 +176,12 @@ fn service(number: u64) -> DataId {
 }
 
 /// A directory with several segments and no snapshots.
-fn journal_only() -> (Memory, BTreeMap<DatumKey, List>) {
-    let mut kept = Kept::start(Memory::default(), 16 * 1024, u64::MAX);
+fn journal_only() -> (MemoryDisk, BTreeMap<DatumKey, List>) {
+    let mut kept = Kept::start(MemoryDisk::default(), 16 * 1024, u64::MAX);
     for round in 0..8 {
         kept.fill(round * 100, 10);
     }
-    assert!(kept.memory.files(".scj").len() >= 3 && kept.memory.files(".scs").is_empty());
+    assert!(kept.memory.names(".scj").len() >= 3 && kept.memory.names(".scs").is_empty());
     (kept.memory.clone(), kept.lists())
 }
 
@@ -236,25 +197,25 @@ fn what_was_written_is_read_back_by_any_number_of_shards() {
 
 #[test]
 fn journal_files_go_behind_snapshots_and_a_restart_needs_neither_more_nor_less() {
-    let mut kept = Kept::start(Memory::default(), 16 * 1024, 32 * 1024);
+    let mut kept = Kept::start(MemoryDisk::default(), 16 * 1024, 32 * 1024);
     for round in 0..40 {
         kept.fill(round * 100, 10);
     }
-    assert!(!kept.memory.files(".scs").is_empty() && kept.memory.files(".tmp").is_empty());
-    assert!(kept.memory.files(".scj").len() <= 6, "{:?}", kept.memory.files(".scj"));
+    assert!(!kept.memory.names(".scs").is_empty() && kept.memory.names(".tmp").is_empty());
+    assert!(kept.memory.names(".scj").len() <= 6, "{:?}", kept.memory.names(".scj"));
     let (found, _) = recovered(&kept.memory, 1).expect("a good directory");
     assert_eq!(found, kept.lists());
     // The next run lets go of the earlier one's journal, though nobody writes.
     let mut next = Kept::start(kept.memory.clone(), 16 * 1024, 32 * 1024);
     next.settle();
-    assert_eq!((next.lists(), next.memory.files(".scj").len()), (kept.lists(), 1));
+    assert_eq!((next.lists(), next.memory.names(".scj").len()), (kept.lists(), 1));
     assert!(next.shard.epoch() > kept.shard.epoch());
     assert_eq!(recovered(&next.memory, 1).expect("a good directory").0, kept.lists());
 }
 
 #[test]
 fn a_slot_that_lies_idle_does_not_keep_journal_files() {
-    let mut kept = Kept::start(Memory::default(), 16 * 1024, 32 * 1024);
+    let mut kept = Kept::start(MemoryDisk::default(), 16 * 1024, 32 * 1024);
     kept.fill(0, 1);
     for number in 1..2000u64 {
         let id = service(1);
@@ -262,18 +223,17 @@ fn a_slot_that_lies_idle_does_not_keep_journal_files() {
         kept.now = kept.now.after(60 * MILLI);
     }
     kept.settle();
-    assert!(kept.memory.files(".scj").len() <= 6, "{:?}", kept.memory.files(".scj"));
+    assert!(kept.memory.names(".scj").len() <= 6, "{:?}", kept.memory.names(".scj"));
     assert_eq!(recovered(&kept.memory, 1).expect("a good directory").0, kept.lists());
 }
 
 #[test]
 fn a_torn_end_is_cut_off_and_reported() {
     let (memory, lists) = journal_only();
-    let last = memory.files(".scj").pop().expect("a journal");
-    let bytes = memory.0[&last].len();
+    let last = memory.names(".scj").pop().expect("a journal");
+    let bytes = bytes_of(&memory, &last);
     for cut in [1, 100, SECTOR_BYTES - 1, SECTOR_BYTES] {
-        let mut torn = memory.clone();
-        torn.0.get_mut(&last).expect("it is there").truncate(bytes - cut);
+        let torn = edited(&memory, &last, |content| content.truncate(bytes - cut));
         let (found, all) = recovered(&torn, 1).expect("only the end is torn");
         let reported = all[0].report.torn.first().map(|(file, ..)| file.clone());
         let whole_block = cut == SECTOR_BYTES;
@@ -285,15 +245,14 @@ fn a_torn_end_is_cut_off_and_reported() {
 #[test]
 fn every_flipped_bit_before_the_last_block_is_refused_by_file_and_offset() {
     let (memory, _) = journal_only();
-    let mut files = memory.files(".scj");
+    let mut files = memory.names(".scj");
     let last = files.pop().expect("a journal");
-    let end = memory.0[&last].len() - SECTOR_BYTES;
-    for (file, bytes) in files.iter().map(|file| (file, memory.0[file].len())).chain([(&last, end)]) {
+    let end = bytes_of(&memory, &last) - SECTOR_BYTES;
+    for (file, bytes) in files.iter().map(|file| (file, bytes_of(&memory, file))).chain([(&last, end)]) {
         for block in (0..bytes).step_by(SECTOR_BYTES) {
             // One in the header, one in the content of each block.
             for at in [block + 20, block + 70] {
-                let mut broken = memory.clone();
-                broken.0.get_mut(file).expect("it is there")[at] ^= 4;
+                let broken = edited(&memory, file, |content| content[at] ^= 4);
                 match recovered(&broken, 1).map(|(lists, _)| lists) {
                     Err(RecoverError::Damaged { file: named, offset, .. }) => {
                         assert_eq!((&named, offset), (file, block as u64), "byte {at}");
@@ -308,10 +267,10 @@ fn every_flipped_bit_before_the_last_block_is_refused_by_file_and_offset() {
 #[test]
 fn a_missing_journal_file_is_refused_by_name() {
     let (memory, _) = journal_only();
-    let files = memory.files(".scj");
+    let files = memory.names(".scj");
     for lost in &files[..files.len() - 1] {
         let mut broken = memory.clone();
-        broken.0.remove(lost);
+        broken.remove(lost);
         let error = recovered(&broken, 1).map(|(lists, _)| lists).expect_err("a file is missing");
         assert!(matches!(&error, RecoverError::Missing { file, .. } if file == lost), "{error}");
     }
@@ -319,22 +278,20 @@ fn a_missing_journal_file_is_refused_by_name() {
 
 #[test]
 fn damaged_and_missing_snapshots_are_refused_by_name() {
-    let mut kept = Kept::start(Memory::default(), 16 * 1024, 32 * 1024);
+    let mut kept = Kept::start(MemoryDisk::default(), 16 * 1024, 32 * 1024);
     for round in 0..40 {
         kept.fill(round * 100, 10);
     }
-    for file in kept.memory.files(".scs") {
-        for at in (0..kept.memory.0[&file].len()).step_by(SECTOR_BYTES).map(|block| block + 66) {
-            let mut broken = kept.memory.clone();
-            broken.0.get_mut(&file).expect("it is there")[at] ^= 1;
+    for file in kept.memory.names(".scs") {
+        for at in (0..bytes_of(&kept.memory, &file)).step_by(SECTOR_BYTES).map(|block| block + 66) {
+            let broken = edited(&kept.memory, &file, |content| content[at] ^= 1);
             let error = recovered(&broken, 1).map(|(lists, _)| lists).expect_err("damage");
             assert!(matches!(&error, RecoverError::Damaged { file: named, .. } if *named == file), "{error}");
         }
-        let mut cut = kept.memory.clone();
-        cut.0.get_mut(&file).expect("it is there").truncate(2 * SECTOR_BYTES);
+        let cut = edited(&kept.memory, &file, |content| content.truncate(2 * SECTOR_BYTES));
         assert!(matches!(recovered(&cut, 1), Err(RecoverError::Damaged { .. })), "{file} without its end");
         let mut lost = kept.memory.clone();
-        lost.0.remove(&file);
+        lost.remove(&file);
         if let Ok((found, _)) = recovered(&lost, 1) {
             panic!("{file} is lost, and {} data ids are taken for all", found.len());
         }
@@ -343,18 +300,18 @@ fn damaged_and_missing_snapshots_are_refused_by_name() {
 
 #[test]
 fn a_deleted_snapshot_is_missed_though_no_journal_goes_on_from_it() {
-    let mut kept = Kept::start(Memory::default(), 16 * 1024, 32 * 1024);
+    let mut kept = Kept::start(MemoryDisk::default(), 16 * 1024, 32 * 1024);
     for round in 0..40 {
         kept.fill(round * 100, 10);
     }
     for start in 0..3 {
         // Another run begins: every slot gets a snapshot, and nothing follows it.
         kept = Kept::start(kept.memory, 16 * 1024, 32 * 1024);
-        let snapshots = kept.memory.files(".scs");
+        let snapshots = kept.memory.names(".scs");
         assert!(!snapshots.is_empty());
         for file in snapshots {
             let mut lost = kept.memory.clone();
-            lost.0.remove(&file);
+            lost.remove(&file);
             let error = recovered(&lost, 1).map(|(lists, _)| lists).expect_err("a snapshot is missing");
             let named = matches!(&error, RecoverError::Missing { file: named, .. } if *named == file);
             assert!(named, "start {start}: {error}");
@@ -367,7 +324,7 @@ fn foreign_files_and_another_slot_count_are_refused() {
     let (memory, _) = journal_only();
     for name in ["notes.txt", "slot-1.scs", "slot-00001.scs.old", "journal-1-0-0.scj", "lock2"] {
         let mut more = memory.clone();
-        more.0.insert(name.into(), vec![1]);
+        more.put(name, vec![1]);
         let error = recovered(&more, 1).map(|(lists, _)| lists).expect_err("a foreign file");
         assert_eq!(error, RecoverError::Foreign(name.into()));
     }
@@ -377,15 +334,15 @@ fn foreign_files_and_another_slot_count_are_refused() {
 
 #[test]
 fn a_full_disk_is_survived_and_everything_is_whole_afterwards() {
-    let mut kept = Kept::start(Memory::default(), 16 * 1024, u64::MAX);
+    let mut kept = Kept::start(MemoryDisk::default(), 16 * 1024, u64::MAX);
     kept.fill(0, 10);
     let before = kept.lists();
-    kept.full = true;
+    kept.memory.is_full = true;
     kept.fill(100, 10);
     assert_eq!(kept.state(), StorageState::Failed);
     assert_ne!(kept.lists(), before, "ephemeral service goes on");
     assert_eq!(recovered(&kept.memory, 1).expect("what was there").0, before);
-    kept.full = false;
+    kept.memory.is_full = false;
     kept.settle();
     assert_eq!(kept.state(), StorageState::Whole);
     assert_eq!(recovered(&kept.memory, 1).expect("whole again").0, kept.lists());
@@ -407,57 +364,29 @@ fn another_shard_count_takes_everything_along() {
             layout.reshard(&config, &found, &mut queue);
         }
         layout.retire(&mut queue);
-        memory.run_all(&mut queue);
-        assert!(memory.files(".scj").is_empty());
+        memory.run_all(&mut queue).expect("a good disk");
+        assert!(memory.names(".scj").is_empty());
         assert_eq!(recovered(&memory, shards).expect("a good directory").0, lists, "{shards} shards");
         assert_eq!(Layout::read(&mut memory, SLOTS, &[]).expect("good").next_epoch(), epochs[0]);
     }
 }
 
-/// What the fixture of version 2 was written from: persistent registrations before the snapshots and behind them.
-fn fixture_of_version_2() -> Kept {
-    let mut kept = Kept::start(Memory::default(), 16 * 1024, 32 * 1024);
-    let id = service(1);
-    for round in 0..16 {
-        kept.fill(round * 100, 10);
-        if [0, 1, 15].contains(&round) {
-            kept.write(&Frame::of(0).name(&id).put(&id, 5000 + round, version(round, 0), 7, b"lasting"));
-        }
-    }
-    kept.write(&Frame::of(0).remove(&id, 5001, version(2, 0)));
-    kept
-}
-
 #[test]
 fn the_fixture_of_version_2_is_still_read() {
-    let memory = Memory::fixture("version-2");
-    assert!(!memory.files(".scj").is_empty() && !memory.files(".scs").is_empty());
-    let kept = fixture_of_version_2();
-    let (found, all) = recovered(&memory, 1).expect("a good directory");
-    assert_eq!(found, kept.lists());
+    let memory = fixture("version-2");
+    assert!(!memory.names(".scj").is_empty() && !memory.names(".scs").is_empty());
+    let (_, all) = recovered(&memory, 1).expect("a good directory");
     let nobody = |slot: &RecoveredSlot| slot.slot.session_digest(SessionId::NOBODY).count;
-    assert_eq!(all[0].slots.values().map(nobody).sum::<u64>(), 2);
+    assert_eq!(all[0].slots.values().map(nobody).sum::<u64>(), 2, "persistent registrations");
     assert!(all[0].report.snapshots > 0 && all[0].report.batches > 0 && all[0].report.torn.is_empty());
-}
-
-/// Writes the fixture that this version would write. Run with `--ignored` once per version of the format.
-#[test]
-#[ignore = "writes into the source tree"]
-fn write_the_fixture_of_this_version() {
-    let kept = fixture_of_version_2();
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/version-2");
-    fs::create_dir_all(&folder).expect("a folder");
-    for (name, bytes) in &kept.memory.0 {
-        fs::write(folder.join(name), bytes).expect("a file");
-    }
 }
 
 #[test]
 fn the_fixture_of_version_1_is_still_read() {
-    let memory = Memory::fixture("version-1");
-    assert!(!memory.files(".scj").is_empty() && !memory.files(".scs").is_empty());
+    let memory = fixture("version-1");
+    assert!(!memory.names(".scj").is_empty() && !memory.names(".scs").is_empty());
     // What wrote it wrote the same into memory.
-    let mut kept = Kept::start(Memory::default(), 16 * 1024, 32 * 1024);
+    let mut kept = Kept::start(MemoryDisk::default(), 16 * 1024, 32 * 1024);
     for round in 0..16 {
         kept.fill(round * 100, 10);
     }

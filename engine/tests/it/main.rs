@@ -14,3 +14,9 @@ mod readers;
 mod salvage;
 mod support;
 mod tidy;
+
+mod damaged;
+
+#[allow(dead_code, reason = "some of it is for the wire alone")]
+#[path = "../../fuzz/src/lib.rs"]
+mod fuzz;

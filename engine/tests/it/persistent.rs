@@ -7,17 +7,18 @@ use slotcast_engine::{
     disk_op::{DiskDone, DiskOp, DiskRequest},
     error::Refusal,
     id::{DataId, Nanos, ReaderId, RegisterId, Revision, SessionId},
+    memory_disk::MemoryDisk,
     storage::StorageState,
 };
 
 use crate::{
-    disk::{Kept, Memory, recovered},
+    disk::{Kept, recovered},
     support::{Frame, LEASE, data_id, version},
 };
 
 type Outcomes = Vec<Result<Revision, Refusal>>;
 
-fn start(memory: Memory) -> Kept {
+fn start(memory: MemoryDisk) -> Kept {
     Kept::start_leased(memory, (64 * 1024, u64::MAX), LEASE)
 }
 
@@ -56,7 +57,7 @@ fn requests(kept: &mut Kept) -> Vec<DiskRequest> {
 }
 
 fn done(kept: &mut Kept, request: DiskRequest) {
-    kept.memory.run(request.op);
+    kept.memory.run(&request.op).expect("a disk with room");
     kept.shard.handle_disk(&DiskDone { id: request.id, result: Ok(()) }, kept.now);
 }
 
@@ -73,7 +74,7 @@ fn held(kept: &Kept, id: &DataId) -> Vec<(u64, bool)> {
 
 #[test]
 fn an_acknowledgement_waits_for_the_disk_and_nothing_else_waits_for_it() {
-    let (mut kept, id) = (start(Memory::default()), data_id("kept"));
+    let (mut kept, id) = (start(MemoryDisk::default()), data_id("kept"));
     kept.shard.handle_interest(ReaderId(1), &id, Revision::ZERO).expect("a slot held here");
     let lasting = send(&mut kept, &persistent().name(&id).put(&id, 1, version(1, 0), 7, b"lasting"));
     let passing = send(&mut kept, &Frame::of(1).put(&id, 2, version(1, 0), 8, b"passing"));
@@ -99,7 +100,7 @@ fn an_acknowledgement_waits_for_the_disk_and_nothing_else_waits_for_it() {
 
 #[test]
 fn what_comes_while_the_disk_is_busy_is_written_together_as_soon_as_it_is_free() {
-    let (mut kept, id) = (start(Memory::default()), data_id("kept"));
+    let (mut kept, id) = (start(MemoryDisk::default()), data_id("kept"));
     send(&mut kept, &persistent().name(&id).put(&id, 1, version(1, 0), 7, b"1"));
     let first = requests(&mut kept);
     for register in 2..10 {
@@ -118,7 +119,7 @@ fn what_comes_while_the_disk_is_busy_is_written_together_as_soon_as_it_is_free()
 
 #[test]
 fn no_session_takes_a_persistent_registration_along_however_it_ends() {
-    let (mut kept, id) = (start(Memory::default()), data_id("kept"));
+    let (mut kept, id) = (start(MemoryDisk::default()), data_id("kept"));
     let mut frame = persistent().name(&id).put(&id, 1, version(1, 0), 7, b"lasting");
     frame.bytes.extend_from_slice(&Frame::of(1).put(&id, 2, version(1, 1), 7, b"passing").bytes);
     assert!(write(&mut kept, &frame).iter().all(Result::is_ok));
@@ -151,21 +152,21 @@ fn no_session_takes_a_persistent_registration_along_however_it_ends() {
 
 #[test]
 fn snapshots_keep_the_class() {
-    let mut kept = Kept::start_leased(Memory::default(), (16 * 1024, 16 * 1024), LEASE);
+    let mut kept = Kept::start_leased(MemoryDisk::default(), (16 * 1024, 16 * 1024), LEASE);
     let id = data_id("kept");
     write(&mut kept, &persistent().name(&id).put(&id, 1, version(1, 0), 7, b"lasting"));
     write(&mut kept, &persistent().put(&id, 2, version(1, 0), 7, b"removed").remove(&id, 2, version(2, 0)));
     for round in 0..40 {
         kept.fill(round * 100, 10);
     }
-    assert!(!kept.memory.files(".scs").is_empty());
+    assert!(!kept.memory.names(".scs").is_empty());
     let kept = start(kept.memory);
     assert_eq!(held(&kept, &id), [(1, true)]);
 }
 
 #[test]
 fn whoever_names_it_with_a_version_that_is_not_smaller_removes_it() {
-    let (mut kept, id) = (start(Memory::default()), data_id("kept"));
+    let (mut kept, id) = (start(MemoryDisk::default()), data_id("kept"));
     kept.shard.handle_link_open(ReaderId(2), SessionId(2), 0, true, kept.now).expect("a session");
     write(&mut kept, &persistent().name(&id).put(&id, 1, version(5, 0), 7, b"a"));
     let smaller = write(&mut kept, &persistent().remove(&id, 1, version(4, 9)));
@@ -191,7 +192,7 @@ fn whoever_names_it_with_a_version_that_is_not_smaller_removes_it() {
 
 #[test]
 fn the_class_of_a_registration_does_not_change() {
-    let (mut kept, id) = (start(Memory::default()), data_id("kept"));
+    let (mut kept, id) = (start(MemoryDisk::default()), data_id("kept"));
     write(&mut kept, &persistent().name(&id).put(&id, 1, version(1, 0), 7, b"lasting"));
     write(&mut kept, &Frame::of(1).put(&id, 2, version(1, 1), 7, b"passing"));
     let mismatch = [Some(Refusal::DurabilityMismatch); 2];
@@ -208,7 +209,7 @@ fn the_class_of_a_registration_does_not_change() {
 
 #[test]
 fn a_repeated_write_is_acknowledged_when_the_first_is_durable() {
-    let (mut kept, id) = (start(Memory::default()), data_id("kept"));
+    let (mut kept, id) = (start(MemoryDisk::default()), data_id("kept"));
     let put = || persistent().put(&id, 1, version(1, 0), 7, b"1");
     send(&mut kept, &persistent().name(&id));
     send(&mut kept, &put());
@@ -228,8 +229,8 @@ fn a_repeated_write_is_acknowledged_when_the_first_is_durable() {
 
 #[test]
 fn a_failed_disk_refuses_until_it_is_whole_and_what_was_tried_is_durable_then() {
-    let (mut kept, id) = (start(Memory::default()), data_id("kept"));
-    kept.full = true;
+    let (mut kept, id) = (start(MemoryDisk::default()), data_id("kept"));
+    kept.memory.is_full = true;
     let mut frame = persistent().name(&id).put(&id, 1, version(1, 0), 7, b"lasting");
     frame.bytes.extend_from_slice(&Frame::of(1).put(&id, 2, version(1, 1), 7, b"passing").bytes);
     // Taken, and lost on its way to the disk: it is in effect, and not acknowledged.
@@ -243,7 +244,7 @@ fn a_failed_disk_refuses_until_it_is_whole_and_what_was_tried_is_durable_then() 
         assert_eq!(refusals(&write(&mut kept, frame)), [Some(Refusal::StorageFailed)]);
     }
     assert_eq!(held(&kept, &id), [(1, true), (2, false)], "what cannot become durable is not begun");
-    kept.full = false;
+    kept.memory.is_full = false;
     kept.settle();
     assert_eq!(kept.state(), StorageState::Whole);
     assert!(write(&mut kept, &again())[0].is_ok());

@@ -5,11 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use slotcast_engine::{
     disk_op::{DiskQueue, SECTOR_BYTES},
     id::{DatumKey, RegisterId},
+    memory_disk::MemoryDisk,
     recover::{Layout, Salvaged, salvage},
 };
 
 use crate::{
-    disk::{Kept, Memory, recovered},
+    disk::{Kept, edited, recovered},
     support::{Frame, List, data_id, list_of, version},
 };
 
@@ -19,8 +20,8 @@ type Lists = BTreeMap<DatumKey, List>;
 type Ever = BTreeSet<(DatumKey, RegisterId, Vec<u8>)>;
 
 /// A directory with segments and, below `journal_bytes_max`, with snapshots; its lists; and all that it ever held.
-fn directory(journal_bytes_max: u64) -> (Memory, Lists, Ever) {
-    let mut kept = Kept::start_leased(Memory::default(), (16 * 1024, journal_bytes_max), 1 << 50);
+fn directory(journal_bytes_max: u64) -> (MemoryDisk, Lists, Ever) {
+    let mut kept = Kept::start_leased(MemoryDisk::default(), (16 * 1024, journal_bytes_max), 1 << 50);
     let mut ever = Ever::new();
     for round in 0..12u64 {
         for number in 0..8 {
@@ -47,13 +48,11 @@ fn lists_of<'a>(slots: impl Iterator<Item = &'a slotcast_engine::slot::Slot>) ->
 }
 
 /// Salvages, writes, and reads the result as a node would.
-fn salvaged(memory: &Memory) -> (Salvaged, Lists) {
+fn salvaged(memory: &MemoryDisk) -> (Salvaged, Lists) {
     let found = salvage(&mut memory.clone(), SLOTS, &[]).expect("a directory of this cluster");
-    let (mut out, mut queue) = (Memory::default(), DiskQueue::default());
+    let (mut out, mut queue) = (MemoryDisk::default(), DiskQueue::default());
     found.write(&mut queue);
-    while let Some(request) = queue.take(usize::MAX) {
-        out.run(request.op);
-    }
+    out.run_all(&mut queue).expect("a disk with room");
     let (lists, _) = recovered(&out, 1).expect("the result opens like any other");
     let layout = Layout::read(&mut out, SLOTS, &[]).expect("and again");
     assert!(layout.next_epoch() > found.epoch);
@@ -77,6 +76,12 @@ fn check(found: &Salvaged, lists: &Lists, truth: &Lists, ever: &Ever) {
     }
 }
 
+/// Every file with what it holds.
+fn contents(memory: &MemoryDisk) -> Vec<(String, Vec<u8>)> {
+    let names = memory.names("");
+    names.into_iter().map(|name| (name.clone(), memory.content(&name).expect("it is there"))).collect()
+}
+
 fn count(lists: &Lists) -> usize {
     lists.values().map(List::len).sum()
 }
@@ -85,7 +90,7 @@ fn count(lists: &Lists) -> usize {
 fn a_good_directory_is_salvaged_whole() {
     for journal_bytes_max in [u64::MAX, 16 * 1024] {
         let (memory, lists, _) = directory(journal_bytes_max);
-        assert_eq!(memory.files(".scs").is_empty(), journal_bytes_max == u64::MAX);
+        assert_eq!(memory.names(".scs").is_empty(), journal_bytes_max == u64::MAX);
         let (found, salvaged) = salvaged(&memory);
         assert_eq!((found.faults, salvaged, found.nameless), (Vec::new(), lists, 0));
         assert!(found.slots.values().all(|slot| slot.is_whole));
@@ -96,12 +101,11 @@ fn a_good_directory_is_salvaged_whole() {
 fn a_flipped_bit_costs_its_block_and_is_named() {
     for journal_bytes_max in [u64::MAX, 16 * 1024] {
         let (memory, truth, ever) = directory(journal_bytes_max);
-        let last = memory.files(".scj").pop().expect("a journal");
+        let last = memory.names(".scj").pop().expect("a journal");
         let (mut whole, mut uncertain, mut damaged, mut kept) = (0, 0, 0, 0);
-        for (file, bytes) in &memory.0 {
+        for (file, bytes) in &contents(&memory) {
             for block in (0..bytes.len()).step_by(SECTOR_BYTES) {
-                let mut broken = memory.clone();
-                broken.0.get_mut(file).expect("it is there")[block + 70] ^= 4;
+                let broken = edited(&memory, file, |content| content[block + 70] ^= 4);
                 let (found, lists) = salvaged(&broken);
                 let named = found.faults.iter().any(|it| it.file == *file && it.offset == Some(block as u64));
                 assert!(named, "{file} at {block}: {:?}", found.faults);
@@ -128,11 +132,10 @@ fn a_flipped_bit_costs_its_block_and_is_named() {
 fn a_file_that_is_cut_off_keeps_what_is_before_and_what_is_in_others() {
     for journal_bytes_max in [u64::MAX, 16 * 1024] {
         let (memory, truth, ever) = directory(journal_bytes_max);
-        let last = memory.files(".scj").pop().expect("a journal");
-        for (file, bytes) in &memory.0 {
+        let last = memory.names(".scj").pop().expect("a journal");
+        for (file, bytes) in &contents(&memory) {
             for cut in [bytes.len() / 2 + 100, bytes.len() / 2 / SECTOR_BYTES * SECTOR_BYTES, 10, 0] {
-                let mut broken = memory.clone();
-                broken.0.get_mut(file).expect("it is there").truncate(cut);
+                let broken = edited(&memory, file, |content| content.truncate(cut));
                 let (found, lists) = salvaged(&broken);
                 // Where the last segment ends between two blocks is where it ended.
                 let is_end = *file == last && cut.is_multiple_of(SECTOR_BYTES);
@@ -150,17 +153,17 @@ fn a_file_that_is_cut_off_keeps_what_is_before_and_what_is_in_others() {
 fn missing_and_foreign_files_are_named() {
     for journal_bytes_max in [u64::MAX, 16 * 1024] {
         let (memory, truth, ever) = directory(journal_bytes_max);
-        let last = memory.files(".scj").pop().expect("a journal");
-        for file in memory.0.keys().filter(|file| **file != last && file.ends_with(".scj")) {
+        let last = memory.names(".scj").pop().expect("a journal");
+        for file in memory.names(".scj").iter().filter(|file| **file != last) {
             let mut broken = memory.clone();
-            broken.0.remove(file);
+            broken.remove(file);
             let (found, lists) = salvaged(&broken);
             assert!(found.faults.iter().any(|fault| fault.file == *file), "{file}: {:?}", found.faults);
             check(&found, &lists, &truth, &ever);
         }
         let mut more = memory.clone();
-        more.0.insert("notes.txt".into(), b"mine".to_vec());
-        more.0.insert("slot-00003.tmp".into(), b"begun".to_vec());
+        more.put("notes.txt", b"mine".to_vec());
+        more.put("slot-00003.tmp", b"begun".to_vec());
         let (found, lists) = salvaged(&more);
         assert_eq!(lists, truth);
         let files: Vec<_> = found.faults.iter().map(|fault| fault.file.as_str()).collect();
@@ -172,11 +175,12 @@ fn missing_and_foreign_files_are_named() {
 #[test]
 fn of_a_directory_of_which_nothing_is_good_the_epochs_are_kept() {
     let (memory, ..) = directory(u64::MAX);
-    let mut broken = memory.clone();
-    broken.0.values_mut().for_each(|bytes| bytes.iter_mut().for_each(|byte| *byte ^= 0x55));
+    let broken = memory.names("").iter().fold(memory.clone(), |broken, file| {
+        edited(&broken, file, |content| content.iter_mut().for_each(|byte| *byte ^= 0x55))
+    });
     let next = Layout::read(&mut memory.clone(), SLOTS, &[]).expect("good").next_epoch();
     let (found, lists) = salvaged(&broken);
     assert!(lists.is_empty() && found.slots.is_empty());
-    assert_eq!(found.faults.len(), memory.0.len());
+    assert_eq!(found.faults.len(), memory.names("").len());
     assert!(found.epoch + 1 >= next);
 }

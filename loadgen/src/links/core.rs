@@ -367,12 +367,7 @@ impl<'w> Core<'w> {
                 }
             }
             Ok(Some(Ok(Message::WriteAck { sequence, outcomes }))) => {
-                let outcomes = outcomes.iter().map(|outcome| match outcome {
-                    Ok(revision) => revision.0,
-                    Err(refusal) => refusal.code().into(),
-                });
-                let outcomes: Vec<u64> = outcomes.collect();
-                self.acknowledged(link, sequence, &outcomes, clock.now());
+                self.acknowledged(link, sequence, &speech::numbers(outcomes), clock.now());
             }
             Ok(Some(Ok(Message::HeartbeatAck { mark, differs, .. }))) => {
                 self.ends[link as usize].mark = mark;

@@ -25,10 +25,11 @@ use slotcast_net::io::ring::{RingConfig, RingSockets, Sockets};
 
 use crate::{
     board::{Board, Counter, Phase},
-    clock::{Clock, MILLISECOND, Monotonic, SECOND},
+    clock::{Clock, Monotonic, SECOND},
     division::Division,
     limit::{self, LimitResult, LimitSpec, SocketOptions},
     links::core::{Core, Plant},
+    phases::{Driven, FINISH_WITHIN, POLL_EVERY, START_LEAD},
     process::{self, Process},
     progress::Progress,
     roles::DataNode,
@@ -48,10 +49,6 @@ const COMPLETIONS: usize = 32;
 /// Bytes of a diff frame on a link before its record.
 const DIFF_OVERHEAD_BYTES: usize = 64;
 const WAIT_MAX: Duration = Duration::from_millis(10);
-const POLL_EVERY: Duration = Duration::from_millis(20);
-const STALLED_AFTER: u64 = 30 * SECOND;
-const START_LEAD: u64 = 100 * MILLISECOND;
-const FINISH_WITHIN: Duration = Duration::from_secs(120);
 /// Beyond what a run plans, for snapshots and checks.
 const SLACK: Duration = Duration::from_secs(300);
 
@@ -177,6 +174,22 @@ pub fn run(spec: &LinksSpec, progress: &Progress) -> Result<Outcome> {
     Ok(outcome)
 }
 
+impl Driven for Run<'_> {
+    fn board(&self) -> &Board {
+        &self.board
+    }
+
+    fn progress(&self) -> &Progress {
+        self.progress
+    }
+
+    fn breathe(&mut self) -> Result<()> {
+        std::thread::sleep(POLL_EVERY);
+        self.worker.check()?;
+        self.data.process.check()
+    }
+}
+
 impl Run<'_> {
     fn through(mut self, output: &Path, division: Division, drain: Duration) -> Result<Outcome> {
         let began = Monotonic.now();
@@ -193,7 +206,7 @@ impl Run<'_> {
             window_began = SystemTime::now();
             self.until("running", start + window.start, start + window.end)?;
             last = self.reading();
-            self.drain(drain)?;
+            self.drain(self.workload.planned().len() as u64, drain)?;
         }
         self.progress.phase("checking", 1);
         self.board.set_phase(Phase::Finish);
@@ -251,62 +264,12 @@ impl Run<'_> {
             (Phase::Subscribe, "snapshots", Counter::Answered, links * self.workload.services().len() as u64),
         ];
         for (phase, name, counter, target) in parts {
-            self.progress.phase(name, target);
-            self.board.set_phase(phase);
-            let (mut moved, mut at) = (Monotonic.now(), 0);
-            while self.board.total(counter) < target {
-                self.breathe()?;
-                let now = self.board.total(counter);
-                self.progress.at(now, || format!("{now} of {target}"));
-                if now != at {
-                    (moved, at) = (Monotonic.now(), now);
-                } else if Monotonic.now() - moved > STALLED_AFTER {
-                    self.stalls.push(format!("{name} stopped at {now} of {target}"));
-                    return Ok(());
-                }
+            if let Some(stall) = self.reach(phase, name, counter, target)? {
+                self.stalls.push(stall);
+                return Ok(());
             }
         }
         Ok(())
-    }
-
-    fn until(&mut self, name: &str, from: u64, to: u64) -> Result<()> {
-        self.progress.phase(name, (to - from) / MILLISECOND);
-        loop {
-            let now = Monotonic.now();
-            if now >= to {
-                return Ok(());
-            }
-            let (sent, diffs) = (self.board.total(Counter::Sent), self.board.total(Counter::Pushes));
-            self.progress
-                .at(now.saturating_sub(from) / MILLISECOND, || format!("{sent} changes, {diffs} diffs"));
-            self.breathe()?;
-        }
-    }
-
-    /// Waits until every planned change is acknowledged and every pair resolved, or until patience ends.
-    fn drain(&mut self, patience: Duration) -> Result<()> {
-        self.board.set_phase(Phase::Drain);
-        let planned = self.workload.planned().len() as u64;
-        let deadline = Monotonic.now() + patience.as_nanos() as u64;
-        self.progress.phase("draining", patience.as_millis() as u64);
-        loop {
-            let looked = self.board.total(Counter::Looked) > 0;
-            let open = self.board.total(Counter::Unresolved);
-            let unacknowledged = planned.saturating_sub(self.board.total(Counter::Acknowledged));
-            let now = Monotonic.now();
-            if (looked && open == 0 && unacknowledged == 0) || now >= deadline {
-                return Ok(());
-            }
-            let gone = patience.as_millis() as u64 - (deadline - now) / MILLISECOND;
-            self.progress.at(gone, || format!("{open} pairs, {unacknowledged} changes open"));
-            self.breathe()?;
-        }
-    }
-
-    fn breathe(&mut self) -> Result<()> {
-        std::thread::sleep(POLL_EVERY);
-        self.worker.check()?;
-        self.data.process.check()
     }
 
     fn reading(&self) -> Reading {

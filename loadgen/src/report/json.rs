@@ -1,12 +1,13 @@
 //! The JSON of a run. Keys may be added, never changed.
 
 use serde_json::{Value, json};
+use slotcast_net::provenance;
 
 use crate::{
     find_max::{self, Step},
     ingest::IngestOutcome,
     limit::LimitResult,
-    report::{machine, verdict::Verdict},
+    report::verdict::Verdict,
     run::{Outcome, PerRole},
     samples::Delays,
 };
@@ -64,9 +65,9 @@ pub fn of_ingest(outcome: &IngestOutcome) -> Value {
         "limit_merged_pushes_per_s": merged.map(|result| result.pushes_per_s),
         "warmup_s": outcome.warmup_s,
         "duration_s": found.register_s,
-        "command": machine::command(),
-        "commit": machine::commit(),
-        "machine": machine::machine(),
+        "command": provenance::command(),
+        "commit": provenance::commit(),
+        "machine": provenance::machine(),
     });
     let more = json!({
         "verdict_reasons": reasons,
@@ -120,9 +121,9 @@ fn agreed(outcome: &Outcome, verdict: &Verdict) -> Value {
         "limit_merged_pushes_per_s": merged.map(|result| result.pushes_per_s),
         "warmup_s": outcome.warmup_s,
         "duration_s": outcome.duration_s(),
-        "command": machine::command(),
-        "commit": machine::commit(),
-        "machine": machine::machine(),
+        "command": provenance::command(),
+        "commit": provenance::commit(),
+        "machine": provenance::machine(),
     })
 }
 
@@ -181,9 +182,9 @@ pub fn of_limit(results: &[LimitResult], connections: u32) -> Value {
         "limit_sends_per_s": find(1).map(|result| result.sends_per_s),
         "limit_merged_pushes_per_s": results.iter().filter(|result| result.frames_per_write > 1).map(|result| result.pushes_per_s).next_back(),
         "limit": results,
-        "command": machine::command(),
-        "commit": machine::commit(),
-        "machine": machine::machine(),
+        "command": provenance::command(),
+        "commit": provenance::commit(),
+        "machine": provenance::machine(),
     })
 }
 

@@ -9,5 +9,3 @@ pub mod table;
 pub mod chart;
 
 pub mod delays;
-
-pub mod machine;

@@ -22,6 +22,7 @@ const FRAME_HEADER_BYTES: usize = 16;
 const FRAME_CHECKSUM_AT: usize = 8;
 const BODY_FIXED_BYTES: usize = 32;
 const RECORD_HEADER_BYTES: usize = 32;
+const RECORD_BYTES_MAX: usize = 33_232;
 const RECORD_CHECKSUM_AT: usize = 24;
 
 /// Why a client would refuse a frame.
@@ -37,6 +38,8 @@ pub enum Fault {
     Owner,
     /// It goes back in itself.
     Backwards,
+    /// A record of a kind, schema or padding that no client reads.
+    RecordHeader,
     /// A record's checksum does not fit.
     RecordChecksum,
     /// A record of another data id.
@@ -61,6 +64,7 @@ impl fmt::Display for Fault {
             Fault::Flags => "unexpected flags",
             Fault::Owner => "a registration of an unknown owner",
             Fault::Backwards => "goes back in itself",
+            Fault::RecordHeader => "a record of an unknown form",
             Fault::RecordChecksum => "record checksum mismatch",
             Fault::ForeignRecord => "record of another data id",
             Fault::Repeated => "a registration is named twice",
@@ -82,6 +86,11 @@ pub struct Put<'a> {
 }
 
 impl<'a> Put<'a> {
+    /// What the record says of itself: the identity of its content.
+    pub fn checksum(&self) -> u64 {
+        u64_at(self.bytes, RECORD_CHECKSUM_AT)
+    }
+
     /// The bytes behind the record's header.
     pub fn archive(&self) -> &'a [u8] {
         &self.bytes[RECORD_HEADER_BYTES..]
@@ -174,10 +183,17 @@ fn read_puts(mut records: &[u8], datum: DatumKey) -> Result<Vec<Put<'_>>, Fault>
             return Err(Fault::Length);
         }
         let len = u32_at(records, 0) as usize;
-        if len < RECORD_HEADER_BYTES || !len.is_multiple_of(16) || len > records.len() {
+        if !(RECORD_HEADER_BYTES..=RECORD_BYTES_MAX).contains(&len)
+            || !len.is_multiple_of(16)
+            || len > records.len()
+        {
             return Err(Fault::Length);
         }
         let (bytes, rest) = records.split_at(len);
+        let padding = usize::from(bytes[6]);
+        if (bytes[4], bytes[5]) != (1, 1) || padding >= 16 || RECORD_HEADER_BYTES + padding > len {
+            return Err(Fault::RecordHeader);
+        }
         if checksum(bytes, RECORD_CHECKSUM_AT, RECORD_HEADER_BYTES) != u64_at(bytes, RECORD_CHECKSUM_AT) {
             return Err(Fault::RecordChecksum);
         }
@@ -250,6 +266,21 @@ mod tests {
             // The type byte decides whether this parser is asked at all.
             assert!(at == 4 || DiffFrame::read(&broken).is_err(), "byte {at}");
             assert!(DiffFrame::read(&bytes[..at]).is_err());
+        }
+    }
+
+    #[test]
+    fn a_record_that_no_client_reads_is_refused_though_its_checksum_fits() {
+        let good = frame(&[1], &[]);
+        let at = FRAME_HEADER_BYTES + BODY_FIXED_BYTES;
+        for (byte, value) in [(4, 2), (5, 2), (6, 16), (6, 255)] {
+            let mut broken = good.clone();
+            broken[at + byte] = value;
+            let sum = checksum(&broken[at..], RECORD_CHECKSUM_AT, RECORD_HEADER_BYTES);
+            broken[at + 24..at + 32].copy_from_slice(&sum.to_le_bytes());
+            let sum = checksum(&broken, FRAME_CHECKSUM_AT, FRAME_HEADER_BYTES);
+            broken[8..16].copy_from_slice(&sum.to_le_bytes());
+            assert_eq!(DiffFrame::read(&broken), Err(Fault::RecordHeader), "byte {byte}");
         }
     }
 

@@ -346,12 +346,7 @@ impl<'w> Core<'w> {
         match read {
             Ok(Some(Ok(Message::Welcome { .. }))) => self.actions.push_back(Action::Welcomed(client)),
             Ok(Some(Ok(Message::WriteAck { sequence, outcomes }))) => {
-                let outcomes = outcomes.iter().map(|outcome| match outcome {
-                    Ok(revision) => revision.0,
-                    Err(refusal) => refusal.code().into(),
-                });
-                let outcomes: Vec<u64> = outcomes.collect();
-                self.acknowledged(client, sequence, &outcomes, clock.now());
+                self.acknowledged(client, sequence, &speech::numbers(outcomes), clock.now());
             }
             Ok(Some(Ok(Message::Ping(nonce)))) => self.actions.push_back(Action::Pong(client, nonce)),
             Ok(Some(Ok(Message::Pong(_)))) => {}

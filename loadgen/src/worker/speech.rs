@@ -3,10 +3,15 @@
 use anyhow::{Context, Result};
 use slotcast_engine::{
     batch::{Change, ChangeKind, Durability, write_change, write_name, write_put},
+    error::Refusal,
     id::{DataId, Revision, SessionId, Version},
     record::{Encoder, Record},
 };
-use slotcast_net::wire::{Message, header::PROTOCOL, message::SubscribeItem};
+use slotcast_net::wire::{
+    Message,
+    header::PROTOCOL,
+    message::{Outcomes, SubscribeItem},
+};
 
 use crate::workload::{Kind, Op, Workload};
 
@@ -16,6 +21,15 @@ pub const ENTRIES_BYTES_MAX: usize = 64 * 1024;
 /// The first frame of a connection.
 pub fn hello(workload: &Workload, client: u32) -> Vec<u8> {
     frame(&Message::Hello { protocol: PROTOCOL, client: workload.client_id(client) })
+}
+
+/// The outcomes of a write as the numbers that travel: a revision, or the code of a refusal.
+pub fn numbers(outcomes: Outcomes<'_>) -> Vec<u64> {
+    let number = |outcome: std::result::Result<Revision, Refusal>| match outcome {
+        Ok(revision) => revision.0,
+        Err(refusal) => refusal.code().into(),
+    };
+    outcomes.iter().map(number).collect()
 }
 
 /// The answer to a ping.

@@ -85,3 +85,21 @@ fn more_stalled_clients_than_can_be_are_refused_with_the_number_that_can() {
     let text = String::from_utf8_lossy(&output.stderr);
     assert!(text.contains("only 5 of 50 publish nothing"), "{text}");
 }
+
+#[test]
+fn processes_that_are_killed_and_stopped_cost_no_reader_anything() {
+    let folder = tempfile::tempdir().unwrap();
+    for (scenario, storage) in [("kill-restart", "disk"), ("kill-restart", "none"), ("pause", "tmpfs")] {
+        let json = folder.path().join("chaos.json");
+        let output = Command::new(env!("CARGO_BIN_EXE_loadgen"))
+            .args(["chaos", "--rounds", "2", "--clients", "15", "--services", "8"])
+            .args(["--scenario", scenario, "--storage", storage, "--json", json.to_str().unwrap()])
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{scenario}: {}", String::from_utf8_lossy(&output.stdout));
+        let told: Value = serde_json::from_slice(&std::fs::read(json).unwrap()).unwrap();
+        assert_eq!((told["verdict"].as_str(), told["partial"].as_u64()), (Some("ok"), Some(0)));
+        assert_eq!(told["rounds"].as_array().map(Vec::len), Some(2));
+        assert!(told["judged"].as_u64() > Some(100) && told["acknowledged"].as_u64() > Some(100), "{told}");
+    }
+}

@@ -7,3 +7,9 @@ mod command;
 mod node;
 mod oracle;
 mod registry;
+
+mod damaged;
+
+#[allow(dead_code, reason = "some of it is for the disk alone")]
+#[path = "../../fuzz/src/lib.rs"]
+mod fuzz;

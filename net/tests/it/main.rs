@@ -22,3 +22,9 @@ mod durable;
 mod operations;
 
 mod sim;
+
+mod damaged;
+
+#[allow(dead_code, reason = "some of it is for the disk alone")]
+#[path = "../../fuzz/src/wire/mod.rs"]
+mod fuzz;

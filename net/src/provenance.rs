@@ -1,10 +1,10 @@
-//! The machine, the commit and the command, as far as results may name them: no host name, no path.
+//! Where a measurement comes from: machine, commit and command line, as far as results may name them: no host name, no path.
 
 use std::{fs, process::Command};
 
 use serde_json::{Value, json};
 
-/// Processor, cores, memory and kernel.
+/// Processor, cores that this process may use, memory and kernel.
 pub fn machine() -> Value {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
     let (cpuinfo, meminfo) = (read("/proc/cpuinfo"), read("/proc/meminfo"));
@@ -15,7 +15,7 @@ pub fn machine() -> Value {
     let kib = kib.and_then(|kib| kib.split_whitespace().next()?.parse::<u64>().ok());
     json!({
         "cpu": value(&cpuinfo, "model name").unwrap_or_else(|| "unknown".into()),
-        "cores": cpuinfo.lines().filter(|line| line.starts_with("processor")).count(),
+        "cores": std::thread::available_parallelism().map_or(1, usize::from),
         "memory_bytes": kib.unwrap_or(0) * 1024,
         "kernel": read("/proc/sys/kernel/osrelease").trim(),
     })
@@ -43,6 +43,18 @@ pub fn commit() -> String {
 pub fn command() -> String {
     let mut arguments = std::env::args();
     let binary = arguments.next().unwrap_or_default();
-    let name = binary.rsplit('/').next().unwrap_or("bench").to_owned();
-    std::iter::once(name).chain(arguments).collect::<Vec<_>>().join(" ")
+    let name = binary.rsplit('/').next().unwrap_or_default().to_owned();
+    let quote = |argument: String| if argument.contains(' ') { format!("'{argument}'") } else { argument };
+    std::iter::once(name).chain(arguments.map(quote)).collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_machine_is_described_without_naming_it() {
+        let machine = super::machine();
+        assert!(machine["cores"].as_u64() >= Some(1) && machine["memory_bytes"].as_u64() > Some(1 << 20));
+        assert!(machine["kernel"].as_str().is_some_and(|kernel| !kernel.is_empty()));
+        assert!(!super::command().contains('/') || std::env::args().skip(1).any(|it| it.contains('/')));
+    }
 }

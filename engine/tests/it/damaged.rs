@@ -1,0 +1,14 @@
+//! The targets of `engine/fuzz`, each run on a bounded number of damaged inputs that are always the same.
+
+use crate::fuzz::{Outcome, TARGETS};
+
+#[test]
+fn damaged_bytes_are_refused_or_mean_what_they_say() {
+    let count = if cfg!(miri) { 5 } else { 3000 };
+    for target in &TARGETS {
+        let outcome = target.run_damaged(count);
+        let Outcome { taken, refused } = outcome;
+        println!("{}: {taken} taken, {refused} refused", target.name);
+        assert!(taken > count / 50 && refused > count / 50, "{}: {outcome:?} says little", target.name);
+    }
+}
