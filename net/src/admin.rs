@@ -30,6 +30,16 @@ pub struct Admin {
 impl Admin {
     /// Binds `addr` and serves `registry` and `ready` from a thread of its own.
     pub fn start(addr: SocketAddr, registry: Registry, ready: Ready) -> anyhow::Result<Self> {
+        Self::start_with(addr, registry, ready, Router::new())
+    }
+
+    /// The same with more routes.
+    pub fn start_with(
+        addr: SocketAddr,
+        registry: Registry,
+        ready: Ready,
+        more: Router,
+    ) -> anyhow::Result<Self> {
         let listener = std::net::TcpListener::bind(addr).with_context(|| {
             format!("cannot listen on {addr} for HTTP: is another process running there?")
         })?;
@@ -44,7 +54,8 @@ impl Admin {
                     .route("/metrics", get(metrics))
                     .route("/healthz", get(|| async { "ok\n" }))
                     .route("/readyz", get(readyz))
-                    .with_state(shown);
+                    .with_state(shown)
+                    .merge(more);
                 let serve = axum::serve(TcpListener::from_std(listener)?, routes);
                 serve
                     .with_graceful_shutdown(async move {

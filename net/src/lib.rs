@@ -11,6 +11,10 @@ mod metrics;
 
 mod faults;
 
+pub mod follow;
+
+pub mod meta;
+
 pub mod data;
 
 pub mod session;

@@ -1,4 +1,4 @@
-//! The server binary: `slotcast standalone | data | session | check-config | check-data`.
+//! The server binary: `slotcast standalone | data | session | meta | check-config | check-data`.
 
 use std::path::PathBuf;
 
@@ -8,7 +8,7 @@ use slotcast_engine::limits::SLOTS_DEFAULT;
 use slotcast_net::{
     config::Config,
     data::storage::check_data,
-    process::{DataProcess, SessionProcess, wait_for_end},
+    process::{DataProcess, MetaProcess, SessionProcess, wait_for_end},
 };
 use tracing_subscriber::EnvFilter;
 
@@ -28,6 +28,8 @@ enum Role {
     Data(Settings),
     /// A session process.
     Session(Settings),
+    /// A process of the control plane.
+    Meta(Settings),
     /// Reads a data directory as a node would, says what is in it or what is wrong with it, and changes nothing.
     CheckData {
         /// The directory.
@@ -83,6 +85,12 @@ fn main() -> anyhow::Result<()> {
             wait_for_end(|| session.server.is_finished())?;
             session.server.stop()
         }
+        Role::Meta(settings) => {
+            let meta = MetaProcess::start(&settings.load()?)?;
+            println!("ready: peers {}, http {}", meta.server.addr, meta.admin.addr);
+            wait_for_end(|| meta.server.is_finished())?;
+            meta.server.stop()
+        }
         Role::CheckData { dir, slot_count } => {
             print!("{}", check_data(&dir, slot_count)?);
             Ok(())
@@ -91,6 +99,7 @@ fn main() -> anyhow::Result<()> {
             let config = settings.load()?;
             config.data_options()?;
             config.session_options()?;
+            config.meta_options()?;
             print!("{}", toml::to_string(&config)?);
             Ok(())
         }

@@ -19,4 +19,6 @@ mod tiny_session;
 
 mod durable;
 
+mod meta;
+
 mod sim;
