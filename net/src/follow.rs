@@ -14,7 +14,7 @@ use crate::wire::{
     Decoder, ErrorCode, FrameError,
     header::{FRAME_BYTES_MAX, PROTOCOL},
     meta::{MetaMessage, MetaPeer, NodeLoad, SlotReport},
-    slot_table::{SlotTable, TableError},
+    slot_table::{NodeNumber, SlotTable, TableError},
 };
 
 /// What a link is told at its start.
@@ -117,6 +117,8 @@ pub struct MetaLink {
     slots: Vec<SlotReport>,
     report: u64,
     report_held: u64,
+    /// The table that the owner had when it made the report.
+    reported_epoch: u64,
     /// The deltas do not fit the table here: a whole one is asked for.
     forgets_epoch: bool,
     out: Vec<u8>,
@@ -148,6 +150,7 @@ impl MetaLink {
             slots: Vec::new(),
             report: 1,
             report_held: 0,
+            reported_epoch: 0,
             forgets_epoch: false,
             out: Vec::new(),
             closing: false,
@@ -194,10 +197,19 @@ impl MetaLink {
         self.draining = draining;
     }
 
-    /// What the node does with its slots: all of them. Told with the next heartbeat, which is sent at once.
-    pub fn set_slots(&mut self, slots: Vec<SlotReport>) {
-        if slots != self.slots {
-            self.slots = slots;
+    /// What the node does with its slots: all of them, as it is after the table of `table_epoch` was taken in. To be called
+    /// after each table that changes one of them, and whenever a follower gets in sync or falls behind. News is told at once,
+    /// and so is again what the table does not show yet.
+    pub fn set_slots(&mut self, table_epoch: u64, slots: Vec<SlotReport>) {
+        let is_shown = |report: &SlotReport| {
+            let entry = self.table.slots.get(usize::from(report.slot.0));
+            let members = entry.map_or(&[][..], |entry| entry.members());
+            let shows =
+                |number: &NodeNumber| members.iter().any(|it| it.node() == *number && it.is_in_sync());
+            report.in_sync.iter().all(shows)
+        };
+        if slots != self.slots || (table_epoch > self.reported_epoch && !slots.iter().all(is_shown)) {
+            (self.slots, self.reported_epoch) = (slots, table_epoch);
             self.report += 1;
             self.heartbeat_at = Nanos(0);
         }
@@ -346,6 +358,7 @@ impl MetaLink {
                 load: self.load,
                 draining: self.draining,
                 report: self.report,
+                reported_epoch: self.reported_epoch,
                 slots: (self.report_held != self.report).then(|| self.slots.clone()),
             },
             MetaPeer::Session => MetaMessage::Watch { sequence, table_epoch },

@@ -120,11 +120,11 @@ fn reports_are_told_until_they_are_acknowledged() {
     assert!(reports(sent(&mut link, Nanos(300 * MS + 1))));
     tell(&mut link, &ack(2, 1, false));
     assert!(!reports(sent(&mut link, Nanos(700 * MS))));
-    link.set_slots(vec![]);
+    link.set_slots(1, vec![]);
     assert!(sent(&mut link, Nanos(701 * MS)).is_empty(), "nothing is new");
     let state = crate::wire::meta::HeldState::Accept;
     let slot = slotcast_engine::id::SlotId(1);
-    link.set_slots(vec![SlotReport { slot, state, is_whole: false, leader_epoch: 1, in_sync: vec![] }]);
+    link.set_slots(1, vec![SlotReport { slot, state, is_whole: false, leader_epoch: 1, in_sync: vec![] }]);
     assert!(reports(sent(&mut link, Nanos(702 * MS))), "news goes at once");
 }
 

@@ -18,7 +18,7 @@ use std::{
     sync::Arc,
 };
 
-use slotcast_engine::id::Nanos;
+use slotcast_engine::id::{Nanos, Revision};
 
 use crate::{
     meta::{
@@ -29,7 +29,7 @@ use crate::{
         ErrorCode, FrameError,
         header::PROTOCOL,
         meta::{HeldState, MetaMessage, MetaPeer, REPORTS_MAX, SlotReport},
-        slot_table::{NodeNumber, SlotTable},
+        slot_table::{NodeNumber, SlotTable, TABLE_EPOCH_LIMIT},
     },
 };
 
@@ -166,7 +166,7 @@ struct Peer {
 pub struct MetaCore {
     config: MetaConfig,
     phase: Phase,
-    warm_until: Nanos,
+    elected_at: Nanos,
     peers: BTreeMap<PeerId, Peer>,
     members: Members,
     /// Nodes of the table that are no members, and since when.
@@ -182,6 +182,8 @@ pub struct MetaCore {
     /// The largest table epoch that anybody told of.
     told_epoch: u64,
     seen: Vec<EpochSeen>,
+    /// The table that last changed each slot, as far as that is known here; otherwise the first one that was seen here.
+    changed: Vec<u64>,
     history: History,
     /// Members that were added and are not in sync yet, and since when.
     joining: BTreeMap<(u16, NodeNumber), Nanos>,
@@ -200,7 +202,7 @@ impl MetaCore {
         let table = Arc::new(SlotTable::empty(&config.cluster, config.slot_count));
         Self {
             phase: Phase::Standby,
-            warm_until: Nanos(0),
+            elected_at: Nanos(0),
             peers: BTreeMap::new(),
             members: Members::new(config.lease, config.hold),
             away: BTreeMap::new(),
@@ -211,6 +213,7 @@ impl MetaCore {
             store_error: None,
             told_epoch: 0,
             seen: vec![EpochSeen::default(); table.slots.len()],
+            changed: vec![0; table.slots.len()],
             history: History::new(config.history_bytes_max),
             joining: BTreeMap::new(),
             drains: BTreeMap::new(),
@@ -261,7 +264,11 @@ impl MetaCore {
         self.stored = loaded.as_ref().map_or(0, |table| table.epoch);
         self.storing = None;
         match loaded {
-            Some(table) if table.epoch > self.table.epoch => self.replace_table(Arc::new(table), now),
+            Some(table) if table.epoch > self.table.epoch => {
+                self.history.clear();
+                self.replace_table(Arc::new(table), now);
+                self.changed.fill(self.table.epoch);
+            }
             _ if self.stored < self.table.epoch => {
                 tracing::warn!(stored = self.stored, held = self.table.epoch, "the store has an older table");
                 self.dirty = true;
@@ -269,7 +276,9 @@ impl MetaCore {
             _ => {}
         }
         self.phase = Phase::Warming;
-        self.warm_until = now.after(self.config.warm_up);
+        self.elected_at = now;
+        // Nobody could be heard before.
+        self.away.values_mut().for_each(|since| *since = now);
         Ok(())
     }
 
@@ -329,12 +338,29 @@ impl MetaCore {
             let text = "this process of the control plane does not lead: ask another";
             return Err(PeerFault::new(ErrorCode::NotLeading, text));
         }
+        let told = match &message {
+            MetaMessage::Hello { table_epoch, .. }
+            | MetaMessage::Heartbeat { table_epoch, .. }
+            | MetaMessage::Watch { table_epoch, .. } => *table_epoch,
+            _ => 0,
+        };
+        if told >= TABLE_EPOCH_LIMIT {
+            return Err(PeerFault::new(ErrorCode::Frame, format!("table epoch {told} is out of range")));
+        }
         let known = self.peers.contains_key(&peer);
         match message {
             MetaMessage::Hello { protocol, slot_count, table_epoch, cluster, peer: who } if !known => {
                 self.hello(peer, protocol, slot_count, table_epoch, &cluster, who, now)
             }
-            MetaMessage::Heartbeat { sequence, table_epoch, load, draining, report, slots } if known => {
+            MetaMessage::Heartbeat {
+                sequence,
+                table_epoch,
+                load,
+                draining,
+                report,
+                reported_epoch,
+                slots,
+            } if known => {
                 self.counters.heartbeats += 1;
                 let id = self.peers[&peer].node.clone();
                 let unexpected =
@@ -350,7 +376,7 @@ impl MetaCore {
                 member.load = load;
                 self.dirty |= std::mem::replace(&mut member.draining, draining) != draining;
                 if let Some(slots) = slots.filter(|_| member.report != report) {
-                    member.report = report;
+                    (member.report, member.reported_epoch) = (report, reported_epoch);
                     self.report(&id, slots)?;
                 }
                 let report = self.members.get(&id).map_or(0, |member| member.report);
@@ -450,6 +476,11 @@ impl MetaCore {
                 format!("a report of slots beyond the {count} there are"),
             ));
         }
+        if let Some(report) = slots.iter().find(|report| report.leader_epoch > Revision::EPOCH_MAX) {
+            let text =
+                format!("leader epoch {} of slot {} is out of range", report.leader_epoch, report.slot.0);
+            return Err(PeerFault::new(ErrorCode::Frame, text));
+        }
         let number = self.number(id);
         for report in &slots {
             let slot = usize::from(report.slot.0);
@@ -496,6 +527,7 @@ impl MetaCore {
             self.counters.tables_adopted += 1;
             self.history.clear();
             self.replace_table(Arc::new(table), now);
+            self.changed.fill(self.table.epoch);
             self.dirty = true;
         }
         Ok(())
@@ -557,6 +589,11 @@ impl MetaCore {
 
     fn replace_table(&mut self, table: Arc<SlotTable>, now: Nanos) {
         self.note_joining(&table, now);
+        for (slot, (old, new)) in self.table.slots.iter().zip(&table.slots).enumerate() {
+            if old != new {
+                self.changed[slot] = table.epoch;
+            }
+        }
         self.history.note(&self.table, &table);
         self.told_epoch = self.told_epoch.max(table.epoch);
         self.table = table;

@@ -63,6 +63,11 @@ impl Keeper {
         self.news.try_recv().ok()
     }
 
+    /// Gives the lead up for good: this process must not keep it from others.
+    pub(super) fn retire(&mut self) {
+        self.swaps = None;
+    }
+
     /// Asks for a table to be stored. False if the thread has not finished the one before.
     pub(super) fn swap(&self, swap: Swap) -> bool {
         self.swaps.as_ref().is_some_and(|swaps| swaps.try_send(swap).is_ok())

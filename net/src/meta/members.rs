@@ -33,6 +33,8 @@ pub struct Member {
     pub load: NodeLoad,
     /// The report it sent last; 0: none.
     pub report: u64,
+    /// The table that it had when it made the report.
+    pub reported_epoch: u64,
     /// Its slots, as it reported them.
     pub slots: Vec<SlotReport>,
     lease_end: Nanos,
@@ -183,6 +185,7 @@ impl Members {
             draining: false,
             load: NodeLoad::default(),
             report: 0,
+            reported_epoch: 0,
             slots: Vec::new(),
             lease_end,
             replaced,

@@ -228,6 +228,9 @@ impl MetaNode {
                         Err(error) => {
                             tracing::error!(%error, "cannot lead");
                             self.trouble = Some(error);
+                            if let Some(keeper) = self.keeper.as_mut() {
+                                keeper.retire();
+                            }
                         }
                     }
                 }
@@ -236,6 +239,9 @@ impl MetaNode {
                     self.trouble = self.trouble.take_if(|_| self.core.phase() == Phase::Standby);
                 }
                 KeeperNews::Deposed(leader) => {
+                    if leader.is_some() {
+                        self.trouble = None;
+                    }
                     self.leader = leader;
                     self.core.handle_deposed(now);
                 }

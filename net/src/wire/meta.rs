@@ -92,8 +92,8 @@ pub enum MetaMessage {
         peer: MetaPeer,
     },
     /// Data node to control plane: `sequence u64, table_epoch u64, publishers u64, bytes u64, cpu_permille u32, flags u8 (1
-    /// draining, 2 with reports), 0 u8, 0 u16, report u64, count u32, 0 u32`, then per report `slot u16, state u8 (128:
-    /// whole), in_sync u8, leader_epoch u32`, a node number of 4 bytes per node in sync.
+    /// draining, 2 with reports), 0 u8, 0 u16, report u64, reported_epoch u64, count u32, 0 u32`, then per report `slot u16,
+    /// state u8 (128: whole), in_sync u8, leader_epoch u32`, a node number of 4 bytes per node in sync.
     Heartbeat {
         /// Counts the heartbeats of a connection.
         sequence: u64,
@@ -105,6 +105,8 @@ pub enum MetaMessage {
         draining: bool,
         /// Counts the changes of what it would report.
         report: u64,
+        /// Table that the node had when it made the report. What a later table has changed, the report does not know.
+        reported_epoch: u64,
         /// All its slots, unless the control plane has acknowledged this report.
         slots: Option<Vec<SlotReport>>,
     },
@@ -198,7 +200,15 @@ impl MetaMessage {
                     write_node(out, node);
                 }
             }
-            MetaMessage::Heartbeat { sequence, table_epoch, load, draining, report, slots } => {
+            MetaMessage::Heartbeat {
+                sequence,
+                table_epoch,
+                load,
+                draining,
+                report,
+                reported_epoch,
+                slots,
+            } => {
                 [sequence, table_epoch, &load.publishers, &load.bytes]
                     .into_iter()
                     .for_each(|value| put_u64(out, *value));
@@ -206,6 +216,7 @@ impl MetaMessage {
                 let flags = u8::from(*draining) | u8::from(slots.is_some()) << 1;
                 out.extend_from_slice(&[flags, 0, 0, 0]);
                 put_u64(out, *report);
+                put_u64(out, *reported_epoch);
                 put_u64(out, slots.as_ref().map_or(0, |slots| slots.len() as u64));
                 slots.iter().flatten().for_each(|slot| write_report(out, slot));
             }
@@ -243,11 +254,12 @@ fn read_body(frame: Frame<'_>) -> Result<MetaMessage, BodyError> {
             let load = NodeLoad { publishers: body.u64()?, bytes: body.u64()?, cpu_permille: body.u32()? };
             let flags = body.u8()?;
             body.skip(3)?;
-            let (report, count) = (body.u64()?, body.u32()?);
+            let (report, reported_epoch, count) = (body.u64()?, body.u64()?, body.u32()?);
             body.skip(4)?;
             let reports = (0..count).map(|_| read_report(&mut body)).collect::<Result<Vec<_>, _>>()?;
             let slots = (flags & 2 != 0).then_some(reports);
-            MetaMessage::Heartbeat { sequence, table_epoch, load, draining: flags & 1 != 0, report, slots }
+            let draining = flags & 1 != 0;
+            MetaMessage::Heartbeat { sequence, table_epoch, load, draining, report, reported_epoch, slots }
         }
         Kind::NodeHeartbeatAck => MetaMessage::HeartbeatAck {
             sequence: body.u64()?,

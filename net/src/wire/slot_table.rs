@@ -27,6 +27,8 @@ pub const NODE_ID_BYTES_MAX: usize = 64;
 pub const CLUSTER_BYTES_MAX: usize = 64;
 /// Shards that one node may have.
 pub const SHARDS_MAX: usize = 256;
+/// Table epochs stay below this: nobody gets there by counting, and whoever tells of one is wrong.
+pub const TABLE_EPOCH_LIMIT: u64 = 1 << 62;
 /// Bytes of the fixed part of a table's or delta's encoding.
 const FIXED_BYTES: usize = 56;
 const DRAINING: u8 = 1;
@@ -386,6 +388,9 @@ impl SlotTable {
                 own: self.cluster.to_string(),
                 own_slots: self.slots.len(),
             });
+        }
+        if delta.to >= TABLE_EPOCH_LIMIT {
+            return Err(TableError::Body(format!("table epoch {} is out of range", delta.to)));
         }
         if delta.to <= self.epoch {
             return Err(TableError::Older { told: delta.to, held: self.epoch });

@@ -129,7 +129,7 @@ impl Follower {
                     in_sync: if at == 0 { others.collect() } else { Vec::new() },
                 })
             });
-            self.link.set_slots(held.collect());
+            self.link.set_slots(table.epoch, held.collect());
         }
     }
 }

@@ -48,12 +48,18 @@ impl MetaCore {
         let is_heard =
             |entry: &Arc<NodeEntry>| self.members.get(&entry.id).is_some_and(|node| node.report > 0);
         let is_known = self.table.epoch > 0 && self.told_epoch <= self.table.epoch;
-        now >= self.warm_until || (is_known && self.table.nodes.values().all(is_heard))
+        now >= self.elected_at.after(self.config.warm_up)
+            || (is_known && self.table.nodes.values().all(is_heard))
     }
 
-    /// Whether a table may be made: an empty cluster waits for nodes, and nothing is made of a report that many nodes are
-    /// silent at once.
-    fn may_begin(&self, now: Nanos) -> bool {
+    /// Whether a table may be made: an empty cluster waits for nodes, and nothing is made of the silence of many nodes, also
+    /// not when it began before the election.
+    fn may_begin(&mut self, now: Nanos) -> bool {
+        let silent = self.away.len();
+        let is_early = now.since(self.elected_at) < self.config.warm_up + self.config.hold;
+        if is_early && silent >= 2 && silent * 3 > self.table.nodes.len() {
+            self.held_back = silent;
+        }
         if self.held_back > 0 {
             return false;
         }
@@ -134,8 +140,11 @@ impl MetaCore {
                 if !leads || !matches!(report.state, HeldState::Accept | HeldState::Migrating) {
                     continue;
                 }
+                // A follower may have lost everything since an older report was made.
+                let knows = member.reported_epoch >= self.changed[usize::from(report.slot.0)];
                 for follower in slot.members_mut().iter_mut().skip(1) {
-                    *follower = follower.with_in_sync(report.in_sync.contains(&follower.node()));
+                    let told = report.in_sync.contains(&follower.node());
+                    *follower = follower.with_in_sync(told && (knows || follower.is_in_sync()));
                 }
                 slot.is_unclean &= !report.is_whole;
             }

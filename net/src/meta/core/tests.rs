@@ -223,7 +223,7 @@ impl World {
                 assert!(follower.epochs.last().is_none_or(|last| table.epoch > *last), "{id} went back");
                 follower.epochs.push(table.epoch);
                 if follower.is_node {
-                    follower.link.set_slots(reports(&table, id));
+                    follower.link.set_slots(table.epoch, reports(&table, id));
                 }
             }
         }
@@ -494,10 +494,76 @@ fn a_leader_epoch_that_a_node_opened_itself_is_taken_over() {
             report.leader_epoch = 77;
         }
     }
-    world.followers.get_mut("n0").unwrap().link.set_slots(told);
+    world.followers.get_mut("n0").unwrap().link.set_slots(table.epoch, told);
     world.run(100);
     assert_eq!(world.core.table().slots[slot].leader_epoch, 77);
     world.kill("n0");
     world.run(3000);
     assert_eq!(world.core.table().slots[slot].leader_epoch, 78);
+}
+
+#[test]
+fn a_follower_that_restarted_is_not_in_sync_by_what_was_said_before() {
+    let mut world = World::with_nodes(3);
+    // The leaders' word stays as it was: they have not noticed.
+    let number = world.core.table().number_of("n1").unwrap();
+    world.kill("n1");
+    for id in ["n0", "n2"] {
+        world.followers.get_mut(id).unwrap().is_node = false;
+    }
+    world.add("n1", 2);
+    world.run(3000);
+    let table = world.core.table().clone();
+    let places = table.slots.iter().filter_map(|entry| Some(entry.members()[entry.position(number)?]));
+    assert!(places.clone().count() > 30 && !places.clone().any(|member| member.is_in_sync()));
+    // They look again, and it has caught up.
+    for id in ["n0", "n2"] {
+        let told = reports(&table, id);
+        world.followers.get_mut(id).unwrap().link.set_slots(table.epoch, told);
+    }
+    world.run(500);
+    assert_eq!(world.core.status(world.now).slots_short, 0);
+}
+
+#[test]
+fn a_new_leader_that_hears_few_nodes_waits_before_it_believes_that() {
+    let mut world = World::with_nodes(6);
+    let before = world.core.table().clone();
+    for id in ["n0", "n1", "n2"] {
+        world.followers.get_mut(id).unwrap().is_mute = true;
+    }
+    world.replace_meta(2);
+    world.run(12_000);
+    assert_eq!(world.core.table(), &before);
+    assert_eq!(world.core.status(world.now).leases_held_back, 3);
+    world.run(3000);
+    assert_eq!(world.core.status(world.now).slots_with_absent_leader, 0);
+}
+
+#[test]
+fn epochs_that_cannot_be_are_refused() {
+    let mut world = World::with_nodes(3);
+    let now = world.now;
+    let peer = world.followers["n0"].peer.unwrap();
+    let beat = |table_epoch, leader_epoch| MetaMessage::Heartbeat {
+        sequence: 9,
+        table_epoch,
+        load: Default::default(),
+        draining: false,
+        report: 1 << 40,
+        reported_epoch: 0,
+        slots: Some(vec![SlotReport {
+            slot: slotcast_engine::id::SlotId(0),
+            state: HeldState::Following,
+            is_whole: false,
+            leader_epoch,
+            in_sync: vec![],
+        }]),
+    };
+    for (message, word) in [(beat(u64::MAX, 1), "table epoch"), (beat(1, u32::MAX), "leader epoch")] {
+        let fault = world.core.handle_message(peer, message, now).unwrap_err();
+        assert!(fault.code == ErrorCode::Frame && fault.text.contains(word), "{fault}");
+    }
+    world.run(1000);
+    assert!(world.core.table().epoch < 100);
 }

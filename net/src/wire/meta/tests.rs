@@ -21,7 +21,7 @@ fn node() -> Arc<NodeEntry> {
 }
 
 fn messages() -> Vec<MetaMessage> {
-    let mut table = SlotTable { epoch: 1 << 63, maker: 5, next_number: 1, ..SlotTable::empty("c", 4) };
+    let mut table = SlotTable { epoch: 1 << 61, maker: 5, next_number: 1, ..SlotTable::empty("c", 4) };
     table.nodes.insert(NodeNumber(0), node());
     table.slots[3].leader_epoch = 7;
     table.slots[3].push(Member::new(NodeNumber(0)).with_in_sync(true));
@@ -51,6 +51,7 @@ fn messages() -> Vec<MetaMessage> {
         load: NodeLoad { publishers: 5, bytes: 6, cpu_permille: 7 },
         draining,
         report: 8,
+        reported_epoch: 4,
         slots,
     };
     let ack = |wants_table| MetaMessage::HeartbeatAck {
