@@ -15,6 +15,8 @@ pub mod peers;
 
 pub mod crash;
 
+pub mod meta;
+
 /// A case, ready to run.
 pub struct Prepared {
     /// Operations that one run does.
