@@ -144,7 +144,7 @@ impl Members {
     /// A node introduces itself. Refused while another process with its id, or at its address, is connected: the one that
     /// is there is serving, and the newcomer is more likely the mistake. A process that has lost its connection gives way.
     pub fn join(&mut self, peer: PeerId, entry: Arc<NodeEntry>, now: Nanos) -> Result<Joined, MemberRefusal> {
-        let addr = (entry.ip, entry.ports.first().copied().unwrap_or(0));
+        let addr = addr_of(&entry);
         let at = |entry: &NodeEntry| format!("{}:{}", entry.ip, entry.ports.first().copied().unwrap_or(0));
         if let Some(other) = self.addrs.get(&addr).filter(|other| **other != entry.id)
             && self.members.get(other).is_some_and(|other| other.peer.is_some())
@@ -159,7 +159,7 @@ impl Members {
                 joined.replaced = member.peer.replace(peer);
                 member.lease_end = now.after(self.lease);
                 if member.entry != entry {
-                    self.addrs.retain(|_, id| *id != entry.id);
+                    release(&mut self.addrs, &member.entry);
                     self.addrs.insert(addr, entry.id.clone());
                     member.entry = entry;
                 }
@@ -175,7 +175,7 @@ impl Members {
             replaced = std::mem::take(&mut member.replaced);
             replaced.push(member.entry.incarnation);
             replaced.drain(..replaced.len().saturating_sub(REPLACED_MAX));
-            self.addrs.retain(|_, id| *id != entry.id);
+            release(&mut self.addrs, &member.entry);
         }
         let lease_end = now.after(self.lease);
         self.addrs.insert(addr, entry.id.clone());
@@ -240,12 +240,24 @@ impl Members {
             return Expiry { ended: Vec::new(), held_back: due.len() };
         }
         self.holding_since = None;
-        for id in &due {
-            self.members.remove(id);
+        for member in due.iter().filter_map(|id| self.members.remove(id)) {
+            release(&mut self.addrs, &member.entry);
         }
-        self.addrs.retain(|_, id| !due.contains(id));
         Expiry { ended: due, held_back: 0 }
     }
+}
+
+/// Forgets where a node was, unless another is there by now.
+fn release(addrs: &mut BTreeMap<(IpAddr, u16), Arc<str>>, entry: &NodeEntry) {
+    let addr = addr_of(entry);
+    if addrs.get(&addr) == Some(&entry.id) {
+        addrs.remove(&addr);
+    }
+}
+
+/// Where its first shard listens.
+fn addr_of(entry: &NodeEntry) -> (IpAddr, u16) {
+    (entry.ip, entry.ports.first().copied().unwrap_or(0))
 }
 
 #[cfg(test)]

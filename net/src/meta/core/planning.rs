@@ -95,7 +95,8 @@ impl MetaCore {
         self.outputs.push_back(Output::Store { expected: self.stored, table });
     }
 
-    /// Puts what members say about themselves into the table; the nodes that are in another run than before.
+    /// Puts what members say about themselves into the table; the nodes that are in another run than before, in
+    /// the order of their numbers.
     fn take_in_members(&self, next: &mut SlotTable) -> Vec<NodeNumber> {
         let mut restarted = Vec::new();
         for (id, member) in self.members.iter() {
@@ -123,6 +124,7 @@ impl MetaCore {
                 next.nodes.insert(number, Arc::new(entry));
             }
         }
+        restarted.sort_unstable();
         restarted
     }
 
@@ -161,7 +163,7 @@ impl MetaCore {
             let waits =
                 self.away.get(number).is_none_or(|since| now.since(*since) < self.config.replace_after);
             let presence = match member.is_some() {
-                true if restarted.contains(number) => Presence::Restarted,
+                true if restarted.binary_search(number).is_ok() => Presence::Restarted,
                 true => Presence::Alive,
                 false if waits => Presence::Absent,
                 false => continue,
