@@ -16,6 +16,7 @@ pub mod peers;
 pub mod crash;
 
 pub mod fixture;
+pub mod meta;
 
 /// A case, ready to run.
 pub struct Prepared {

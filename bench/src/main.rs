@@ -8,6 +8,7 @@ use bench::{
     crash::CrashReport,
     fixture,
     measure::measure,
+    meta::{self, MetaSpec},
     peers::{self, PeersSpec, report, server, slotcast},
 };
 use clap::{Parser, Subcommand};
@@ -51,6 +52,27 @@ enum What {
         /// Core of the subscribers and the publisher
         #[arg(long, default_value_t = 1)]
         load_core: usize,
+        /// Also write the figures here
+        #[arg(long, value_name = "PATH")]
+        json: Option<PathBuf>,
+    },
+    /// The control plane: heartbeats of very many nodes, and planning when some are lost
+    Meta {
+        /// Data nodes
+        #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(10..=100_000))]
+        nodes: u32,
+        /// Slots of the cluster, a power of two
+        #[arg(long, default_value_t = 16_384)]
+        slots: u32,
+        /// Members per slot
+        #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=4))]
+        replicas: u32,
+        /// Zones that the nodes are spread over
+        #[arg(long, default_value_t = 3)]
+        zones: u32,
+        /// Seconds of heartbeats, one per node and second
+        #[arg(long, default_value_t = 10)]
+        seconds: u32,
         /// Also write the figures here
         #[arg(long, value_name = "PATH")]
         json: Option<PathBuf>,
@@ -101,6 +123,9 @@ fn main() -> anyhow::Result<()> {
         }
         What::Hold { core, seconds, command } => server::hold(core, seconds, &command),
         What::Serve { port, clients } => slotcast::serve(port, clients),
+        What::Meta { nodes, slots, replicas, zones, seconds, json } => {
+            plan(&MetaSpec { nodes, slots, replicas: replicas as usize, zones, seconds }, json)
+        }
         What::Crash { points, seed } => crash(points, seed),
         What::Fixture { folder, list: true } => {
             print!("{}", fixture::list_of(&folder)?);
@@ -157,6 +182,21 @@ fn micro(only: &str, json: Option<PathBuf>) -> anyhow::Result<()> {
     println!("{table}");
     if let Some(path) = json {
         fs::write(path, serde_json::to_string_pretty(&figures)? + "\n")?;
+    }
+    Ok(())
+}
+
+fn plan(spec: &MetaSpec, json: Option<PathBuf>) -> anyhow::Result<()> {
+    if cfg!(debug_assertions) {
+        eprintln!("built with debug assertions: the figures are not worth keeping");
+    }
+    let bar = indicatif::ProgressBar::new(0);
+    bar.set_style(indicatif::ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len}")?);
+    let found = meta::run(spec, &bar)?;
+    println!("{}", meta::table(spec, &found));
+    if let Some(path) = json {
+        let text = serde_json::to_string_pretty(&meta::json(spec, &found))? + "\n";
+        fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
     }
     Ok(())
 }

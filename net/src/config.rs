@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use slotcast_engine::{
     change_log::ChangeLogLimits,
     compact::CompactionSettings,
-    id::{SessionId, SlotId},
+    id::{SessionId, SlotId, check_name},
     journal::JournalConfig,
     limits::{SLOTS_DEFAULT, SLOTS_MAX},
     shard::ShardConfig,
@@ -27,7 +27,13 @@ use crate::{
         server::DataOptions,
         storage::{StorageKind, StorageOptions},
     },
+    meta::{
+        assign::REPLICAS_MAX,
+        core::MetaConfig,
+        server::{MetaOptions, MetaStoreKind},
+    },
     session::{SessionConfig, config::Routes, server::SessionOptions},
+    wire::slot_table::CLUSTER_BYTES_MAX,
 };
 
 /// Everything a process of any role may be told.
@@ -36,12 +42,16 @@ use crate::{
 pub struct Config {
     /// Slots of the cluster, a power of two. Every process of a cluster has to be told the same.
     pub slot_count: u32,
+    /// Name of the cluster. Every process of a cluster has to be told the same.
+    pub cluster: String,
     /// The static slot table: the data nodes and the slots that each leads.
     pub nodes: Vec<NodeEntry>,
     /// The data role.
     pub data: DataSection,
     /// The session role.
     pub session: SessionSection,
+    /// The control plane.
+    pub meta: MetaSection,
 }
 
 /// A data node in the slot table.
@@ -187,6 +197,55 @@ pub struct SessionSection {
     pub cpu: Option<usize>,
 }
 
+/// Settings of a process of the control plane.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MetaSection {
+    /// The port of data nodes and sessions.
+    pub listen: SocketAddr,
+    /// Address of `/metrics`, `/healthz`, `/readyz`, `/status` and `/drain`.
+    pub http: SocketAddr,
+    /// How this process calls itself to the others; where it listens if empty.
+    pub name: String,
+    /// Where the slot table is kept: `none`, `file` (one process), or `etcd` (several, of which one leads).
+    pub store: MetaStoreKind,
+    /// The directory of the file.
+    pub dir: PathBuf,
+    /// The endpoints of etcd, `http://host:port`.
+    pub etcd: Vec<String>,
+    /// With etcd: how long the lead outlives the last word of the process that had it; whole seconds.
+    #[serde(with = "humantime_serde")]
+    pub lead_ttl: Duration,
+    /// Peers at once.
+    pub peers_max: usize,
+    /// Members that each slot is to have, its leader included, 1 to 4.
+    pub replicas: usize,
+    /// Moves of slots under way at once.
+    pub moves_max: usize,
+    /// How long a data node may be silent.
+    #[serde(with = "humantime_serde")]
+    pub node_lease: Duration,
+    /// How long a lost node is waited for before its slots get other members. Its leaders are succeeded at once.
+    #[serde(with = "humantime_serde")]
+    pub replace_after: Duration,
+    /// How long leases are held back that end together with those of more than a third of the nodes.
+    #[serde(with = "humantime_serde")]
+    pub mass_expiry_hold: Duration,
+    /// Nodes that an empty cluster waits for before its first table.
+    pub nodes_min: usize,
+    /// Longest wait for them from the first node on.
+    #[serde(with = "humantime_serde")]
+    pub first_wait: Duration,
+    /// Longest wait, after an election, for the nodes of the last table.
+    #[serde(with = "humantime_serde")]
+    pub warm_up: Duration,
+    /// How long a new member may take to get in sync before others are moved in spite of it.
+    #[serde(with = "humantime_serde")]
+    pub sync_timeout: Duration,
+    /// The CPU of the peers' thread; not pinned if absent.
+    pub cpu: Option<usize>,
+}
+
 fn one() -> u32 {
     1
 }
@@ -205,9 +264,11 @@ impl Default for Config {
         };
         Self {
             slot_count: SLOTS_DEFAULT,
+            cluster: "slotcast".into(),
             nodes: vec![node],
             data: DataSection::default(),
             session: SessionSection::default(),
+            meta: MetaSection::default(),
         }
     }
 }
@@ -246,6 +307,33 @@ impl Default for DataSection {
             journal_bytes_max: 256 << 20,
             snapshot_rate: 32 << 20,
             disk_retry_interval: Duration::from_secs(1),
+            cpu: None,
+        }
+    }
+}
+
+impl Default for MetaSection {
+    fn default() -> Self {
+        let core = MetaConfig::new("slotcast", SLOTS_DEFAULT);
+        let nanos = Duration::from_nanos;
+        Self {
+            listen: loopback(7610),
+            http: loopback(7619),
+            name: String::new(),
+            store: MetaStoreKind::File,
+            dir: "slotcast-meta".into(),
+            etcd: vec!["http://127.0.0.1:2379".into()],
+            lead_ttl: Duration::from_secs(3),
+            peers_max: 12_000,
+            replicas: core.replicas,
+            moves_max: core.moves_max,
+            node_lease: nanos(core.lease),
+            replace_after: nanos(core.replace_after),
+            mass_expiry_hold: nanos(core.hold),
+            nodes_min: core.nodes_min,
+            first_wait: nanos(core.first_wait),
+            warm_up: nanos(core.warm_up),
+            sync_timeout: nanos(core.sync_timeout),
             cpu: None,
         }
     }
@@ -365,7 +453,60 @@ impl Config {
             "data.disk_retry_interval and data.journal_batch_interval have to be above 0"
         );
         self.compaction_options().check().map_err(|error| anyhow!("data.{error}"))?;
+        let meta = &self.meta;
+        check_name("cluster", &self.cluster, CLUSTER_BYTES_MAX)?;
+        ensure!(
+            (1..=REPLICAS_MAX).contains(&meta.replicas),
+            "meta.replicas has to be from 1 to {REPLICAS_MAX}"
+        );
+        ensure!(meta.moves_max > 0, "meta.moves_max has to be at least 1");
+        ensure!(
+            meta.node_lease >= Duration::from_millis(500),
+            "meta.node_lease has to be at least 500ms: nodes are heard every 300ms"
+        );
+        ensure!(meta.lead_ttl >= Duration::from_secs(2), "meta.lead_ttl has to be at least 2s");
+        ensure!(
+            meta.store != MetaStoreKind::Etcd || !meta.etcd.is_empty(),
+            "meta.store is \"etcd\", but meta.etcd names no endpoint"
+        );
+        let unusable = meta.etcd.iter().find(|endpoint| !endpoint.starts_with("http://"));
+        if let (MetaStoreKind::Etcd, Some(endpoint)) = (meta.store, unusable) {
+            bail!("meta.etcd: {endpoint:?} has to begin with http:// (TLS is not spoken)");
+        }
+        ensure!(
+            meta.listen != meta.http || meta.listen.port() == 0,
+            "meta.listen and meta.http are the same"
+        );
         self.routes().map(|_| ())
+    }
+
+    /// The options of this process as one of the control plane.
+    pub fn meta_options(&self) -> anyhow::Result<MetaOptions> {
+        let meta = &self.meta;
+        let nanos = |duration: Duration| duration.as_nanos() as u64;
+        let core = MetaConfig {
+            replicas: meta.replicas,
+            moves_max: meta.moves_max,
+            lease: nanos(meta.node_lease),
+            replace_after: nanos(meta.replace_after),
+            hold: nanos(meta.mass_expiry_hold),
+            nodes_min: meta.nodes_min,
+            first_wait: nanos(meta.first_wait),
+            warm_up: nanos(meta.warm_up),
+            sync_timeout: nanos(meta.sync_timeout),
+            ..MetaConfig::new(&self.cluster, self.slot_count)
+        };
+        Ok(MetaOptions {
+            listen: meta.listen,
+            core,
+            peers_max: meta.peers_max,
+            store: meta.store,
+            dir: meta.dir.clone(),
+            etcd: meta.etcd.clone(),
+            name: meta.name.clone(),
+            lead_ttl: meta.lead_ttl,
+            cpu: meta.cpu,
+        })
     }
 
     /// The slot table with every shard's port.

@@ -11,7 +11,10 @@ mod metrics;
 
 mod faults;
 
+pub mod follow;
 pub mod top;
+
+pub mod meta;
 
 pub mod data;
 

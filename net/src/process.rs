@@ -9,6 +9,7 @@ use crate::{
     admin::{Admin, control},
     config::Config,
     data::{server::DataServer, storage::StorageMetrics},
+    meta::server::MetaServer,
     session::{config::Routes, server::SessionServer},
 };
 
@@ -76,6 +77,32 @@ impl SessionProcess {
         });
         let operations = control::session_routes(server.operations.clone());
         match Admin::start(config.session.http, registry, ready, operations) {
+            Ok(admin) => Ok(Self { server, admin }),
+            Err(error) => {
+                server.stop()?;
+                Err(error)
+            }
+        }
+    }
+}
+
+/// A running process of the control plane with its HTTP side.
+pub struct MetaProcess {
+    /// The control plane.
+    pub server: MetaServer,
+    /// The HTTP side.
+    pub admin: Admin,
+}
+
+impl MetaProcess {
+    /// Starts a process of the control plane.
+    pub fn start(config: &Config) -> anyhow::Result<Self> {
+        let mut registry = Registry::with_prefix(METRICS_PREFIX);
+        let server = MetaServer::start(&config.meta_options()?, &mut registry)?;
+        let desk = server.desk.clone();
+        let ready = Arc::new(move || desk.ready());
+        let routes = server.desk.clone().routes();
+        match Admin::start(config.meta.http, registry, ready, routes) {
             Ok(admin) => Ok(Self { server, admin }),
             Err(error) => {
                 server.stop()?;

@@ -1,4 +1,4 @@
-//! The server binary: `slotcast standalone | data | session | ctl | check-config | check-data`.
+//! The server binary: `slotcast standalone | data | session | meta | ctl | check-config | check-data`.
 
 use std::path::PathBuf;
 
@@ -9,7 +9,7 @@ use slotcast_net::{
     config::Config,
     ctl::Ctl,
     data::{salvage::salvage_data, storage::check_data},
-    process::{DataProcess, SessionProcess, wait_for_end},
+    process::{DataProcess, MetaProcess, SessionProcess, wait_for_end},
 };
 use tracing_subscriber::EnvFilter;
 
@@ -29,6 +29,8 @@ enum Role {
     Data(Settings),
     /// A session process.
     Session(Settings),
+    /// A process of the control plane.
+    Meta(Settings),
     /// Reads a data directory as a node would, says what is in it or what is wrong with it, and changes nothing in it.
     CheckData {
         /// The directory.
@@ -90,6 +92,12 @@ fn main() -> anyhow::Result<()> {
             wait_for_end(|| session.server.is_finished())?;
             session.server.stop()
         }
+        Role::Meta(settings) => {
+            let meta = MetaProcess::start(&settings.load()?)?;
+            println!("ready: peers {}, http {}", meta.server.addr, meta.admin.addr);
+            wait_for_end(|| meta.server.is_finished())?;
+            meta.server.stop()
+        }
         Role::CheckData { dir, slot_count, salvage } => {
             let text = match salvage {
                 Some(out) => salvage_data(&dir, slot_count, &out)?,
@@ -106,6 +114,7 @@ fn main() -> anyhow::Result<()> {
             let config = settings.load()?;
             config.data_options()?;
             config.session_options()?;
+            config.meta_options()?;
             print!("{}", toml::to_string(&config)?);
             Ok(())
         }

@@ -29,7 +29,7 @@ const _: () = {
 /// The type byte of a frame.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[repr(u8)]
-#[expect(missing_docs, reason = "each is described at its Message")]
+#[expect(missing_docs, reason = "each is described at its Message or MetaMessage")]
 pub enum Kind {
     Hello = 1,
     Welcome = 2,
@@ -50,10 +50,16 @@ pub enum Kind {
     DigestRequest = 24,
     DatumDigests = 25,
     Holds = 26,
+    MetaHello = 50,
+    NodeHeartbeat = 51,
+    NodeHeartbeatAck = 52,
+    TableDelta = 53,
+    TableWatch = 54,
+    TableOffer = 55,
 }
 
 impl Kind {
-    const ALL: [Kind; 19] = [
+    const ALL: [Kind; 25] = [
         Kind::Hello,
         Kind::Welcome,
         Kind::Error,
@@ -73,6 +79,12 @@ impl Kind {
         Kind::DigestRequest,
         Kind::DatumDigests,
         Kind::Holds,
+        Kind::MetaHello,
+        Kind::NodeHeartbeat,
+        Kind::NodeHeartbeatAck,
+        Kind::TableDelta,
+        Kind::TableWatch,
+        Kind::TableOffer,
     ];
 
     fn from_byte(byte: u8) -> Option<Kind> {

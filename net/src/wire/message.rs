@@ -43,11 +43,15 @@ pub enum ErrorCode {
     HelloTimeout = 11,
     /// Connections come faster than they are let in; come back after the hint.
     AcceptRate = 12,
+    /// This process of the control plane is not the one that leads; ask another.
+    NotLeading = 20,
+    /// Another process with this node id, or with this address, is alive.
+    DuplicateNode = 21,
 }
 
 impl ErrorCode {
     /// All codes.
-    pub const ALL: [ErrorCode; 12] = [
+    pub const ALL: [ErrorCode; 14] = [
         ErrorCode::ProtocolVersion,
         ErrorCode::Frame,
         ErrorCode::Unexpected,
@@ -60,6 +64,8 @@ impl ErrorCode {
         ErrorCode::SessionEnded,
         ErrorCode::HelloTimeout,
         ErrorCode::AcceptRate,
+        ErrorCode::NotLeading,
+        ErrorCode::DuplicateNode,
     ];
 
     /// The code behind a number.
@@ -82,6 +88,8 @@ impl ErrorCode {
             ErrorCode::SessionEnded => "session_ended",
             ErrorCode::HelloTimeout => "hello_timeout",
             ErrorCode::AcceptRate => "accept_rate",
+            ErrorCode::NotLeading => "not_leading",
+            ErrorCode::DuplicateNode => "duplicate_node",
         }
     }
 }
@@ -240,7 +248,7 @@ impl<'a> Outcomes<'a> {
 
 /// What is wrong with a body.
 #[derive(Debug, thiserror::Error)]
-enum BodyError {
+pub(super) enum BodyError {
     #[error("it is too short")]
     Short,
     #[error("{0}")]
@@ -251,6 +259,8 @@ enum BodyError {
     Batch(#[from] BatchError),
     #[error("text is not UTF-8")]
     Text,
+    #[error("it belongs on connections of the control plane, or names what is not known there")]
+    OfMeta,
 }
 
 impl<'a> Message<'a> {
@@ -336,6 +346,12 @@ impl<'a> Message<'a> {
                 body.skip(4)?;
                 Message::Holds { datum, registers: body.u64s(count)?.map(RegisterId).collect() }
             }
+            Kind::MetaHello
+            | Kind::NodeHeartbeat
+            | Kind::NodeHeartbeatAck
+            | Kind::TableDelta
+            | Kind::TableWatch
+            | Kind::TableOffer => return Err(BodyError::OfMeta),
         })
     }
 
@@ -532,15 +548,15 @@ fn read_heartbeat_ack(mut body: Reader<'_>) -> Result<Message<'_>, BodyError> {
     Ok(Message::HeartbeatAck { mark, confirmed, settled, differs: differs.then_some(per_slot) })
 }
 
-fn put_u16(out: &mut Vec<u8>, value: u16) {
+pub(super) fn put_u16(out: &mut Vec<u8>, value: u16) {
     out.extend_from_slice(&value.to_le_bytes());
 }
 
-fn put_u32(out: &mut Vec<u8>, value: u32) {
+pub(super) fn put_u32(out: &mut Vec<u8>, value: u32) {
     out.extend_from_slice(&value.to_le_bytes());
 }
 
-fn put_u64(out: &mut Vec<u8>, value: u64) {
+pub(super) fn put_u64(out: &mut Vec<u8>, value: u64) {
     out.extend_from_slice(&value.to_le_bytes());
 }
 
@@ -551,50 +567,54 @@ fn put_digest(out: &mut Vec<u8>, digest: &Digest) {
 
 /// Takes a body apart without ever reading past its end.
 #[derive(Clone, Copy)]
-struct Reader<'a>(&'a [u8]);
+pub(super) struct Reader<'a>(pub(super) &'a [u8]);
 
 impl<'a> Reader<'a> {
-    fn take(&mut self, len: usize) -> Result<&'a [u8], BodyError> {
+    pub(super) fn take(&mut self, len: usize) -> Result<&'a [u8], BodyError> {
         let (taken, rest) = self.0.split_at_checked(len).ok_or(BodyError::Short)?;
         self.0 = rest;
         Ok(taken)
     }
 
-    fn array<const N: usize>(&mut self) -> Result<[u8; N], BodyError> {
+    pub(super) fn array<const N: usize>(&mut self) -> Result<[u8; N], BodyError> {
         let mut out = [0; N];
         out.copy_from_slice(self.take(N)?);
         Ok(out)
     }
 
-    fn skip(&mut self, len: usize) -> Result<(), BodyError> {
+    pub(super) fn skip(&mut self, len: usize) -> Result<(), BodyError> {
         self.take(len).map(|_| ())
     }
 
-    fn u8(&mut self) -> Result<u8, BodyError> {
+    pub(super) fn u8(&mut self) -> Result<u8, BodyError> {
         Ok(self.array::<1>()?[0])
     }
 
-    fn u16(&mut self) -> Result<u16, BodyError> {
+    pub(super) fn u16(&mut self) -> Result<u16, BodyError> {
         Ok(u16::from_le_bytes(self.array()?))
     }
 
-    fn u32(&mut self) -> Result<u32, BodyError> {
+    pub(super) fn u32(&mut self) -> Result<u32, BodyError> {
         Ok(u32::from_le_bytes(self.array()?))
     }
 
-    fn u64(&mut self) -> Result<u64, BodyError> {
+    pub(super) fn u64(&mut self) -> Result<u64, BodyError> {
         Ok(u64::from_le_bytes(self.array()?))
     }
 
-    fn digest(&mut self) -> Result<Digest, BodyError> {
+    pub(super) fn digest(&mut self) -> Result<Digest, BodyError> {
         Ok(Digest { sum: self.u64()?, count: self.u64()? })
     }
 
-    fn column(&mut self, count: u32, width: usize) -> Result<&'a [u8], BodyError> {
+    pub(super) fn column(&mut self, count: u32, width: usize) -> Result<&'a [u8], BodyError> {
         self.take((count as usize).checked_mul(width).ok_or(BodyError::Short)?)
     }
 
-    fn u64s(&mut self, count: u32) -> Result<impl Iterator<Item = u64> + use<'a>, BodyError> {
+    pub(super) fn text(&mut self, len: usize) -> Result<&'a str, BodyError> {
+        std::str::from_utf8(self.take(len)?).map_err(|_| BodyError::Text)
+    }
+
+    pub(super) fn u64s(&mut self, count: u32) -> Result<impl Iterator<Item = u64> + use<'a>, BodyError> {
         let column = self.column(count, 8)?;
         Ok(column.chunks_exact(8).map(|bytes| Reader(bytes).u64().unwrap_or(0)))
     }

@@ -8,6 +8,10 @@ pub mod codec;
 
 pub mod message;
 
+pub mod slot_table;
+
+pub mod meta;
+
 pub use codec::{Decoder, Frame};
 pub use header::{FrameError, Kind};
 pub use message::{ErrorCode, Message};

@@ -19,6 +19,7 @@ mod tiny_session;
 
 mod durable;
 
+mod meta;
 mod operations;
 
 mod sim;

@@ -1,0 +1,403 @@
+//! Processes of the control plane on loopback ports, with followers over real sockets, a file, and a real etcd.
+
+use std::{
+    io::{ErrorKind, Read, Write},
+    net::{SocketAddr, TcpListener, TcpStream},
+    process::{Child, Command, Stdio},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use slotcast_engine::id::{Nanos, SlotId};
+use slotcast_net::{
+    config::Config,
+    follow::{LinkAction, MetaLink, MetaLinkConfig},
+    meta::{
+        etcd::EtcdStore,
+        store::{Lead, StoreError, TableStore},
+    },
+    process::MetaProcess,
+    wire::{
+        Decoder, ErrorCode,
+        header::FRAME_BYTES_MAX,
+        meta::{HeldState, MetaMessage, MetaPeer, SlotReport},
+        slot_table::{NodeEntry, SlotTable},
+    },
+};
+
+use crate::cluster::{PATIENCE, get, until_metric};
+
+const SLOTS: u32 = 64;
+
+fn load(settings: &[String]) -> anyhow::Result<Config> {
+    let mut all: Vec<String> = [
+        "meta.listen=127.0.0.1:0",
+        "meta.http=127.0.0.1:0",
+        "meta.nodes_min=2",
+        "meta.warm_up=300ms",
+        "meta.node_lease=1s",
+        "meta.replace_after=500ms",
+        "meta.peers_max=100",
+        "nodes=[{id=\"data-1\",addr=\"127.0.0.1:1\",slots=[0,63]}]",
+    ]
+    .map(String::from)
+    .to_vec();
+    all.push(format!("slot_count={SLOTS}"));
+    all.extend(settings.iter().cloned());
+    Config::load(None, &all)
+}
+
+fn start(settings: &[String]) -> anyhow::Result<MetaProcess> {
+    MetaProcess::start(&load(settings)?)
+}
+
+fn in_folder(folder: &tempfile::TempDir) -> Vec<String> {
+    vec![format!("meta.dir={:?}", folder.path().to_str().unwrap())]
+}
+
+/// A follower on a socket of its own that reports what the table says it should do.
+struct Follower {
+    id: String,
+    link: MetaLink,
+    stream: Option<TcpStream>,
+    began: Instant,
+}
+
+impl Follower {
+    fn node(id: &str, metas: Vec<SocketAddr>) -> Self {
+        let entry = NodeEntry {
+            id: id.into(),
+            incarnation: 1,
+            zone: "".into(),
+            ip: [127, 0, 0, 1].into(),
+            ports: vec![id.bytes().map(u16::from).sum()],
+            http: 0,
+            draining: false,
+        };
+        let config = MetaLinkConfig::new(metas, "slotcast", SLOTS, MetaPeer::Data(Arc::new(entry)));
+        let table = Arc::new(SlotTable::empty("slotcast", SLOTS));
+        Self { id: id.into(), link: MetaLink::new(config, table, 0), stream: None, began: Instant::now() }
+    }
+
+    fn now(&self) -> Nanos {
+        Nanos(self.began.elapsed().as_nanos() as u64 + 1)
+    }
+
+    /// Does what is due, and waits a few milliseconds for what may arrive.
+    fn step(&mut self) {
+        let now = self.now();
+        while let Some(action) = self.link.poll(now, now.0) {
+            match action {
+                LinkAction::Connect(addr) => match TcpStream::connect(addr) {
+                    Ok(stream) => {
+                        stream.set_read_timeout(Some(Duration::from_millis(5))).unwrap();
+                        self.stream = Some(stream);
+                        self.link.handle_connected(now);
+                    }
+                    Err(_) => self.link.handle_closed(now, now.0),
+                },
+                LinkAction::Send(bytes) => {
+                    let _ = self.stream.as_mut().unwrap().write_all(&bytes);
+                }
+                LinkAction::Close => self.stream = None,
+            }
+        }
+        let Some(stream) = &mut self.stream else { return };
+        let mut bytes = [0; 65536];
+        match stream.read(&mut bytes) {
+            Ok(0) => {
+                self.stream = None;
+                self.link.handle_closed(now, now.0);
+            }
+            Ok(count) => self.link.handle_bytes(&bytes[..count]),
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
+            Err(_) => {
+                self.stream = None;
+                self.link.handle_closed(now, now.0);
+            }
+        }
+        if let Some(table) = self.link.take_news() {
+            let number = table.number_of(&self.id);
+            let held = table.slots.iter().enumerate().filter_map(|(slot, entry)| {
+                let at = entry.position(number?)?;
+                let others = entry.members()[1..].iter().map(|member| member.node());
+                Some(SlotReport {
+                    slot: SlotId(slot as u16),
+                    state: if at == 0 { HeldState::Accept } else { HeldState::Following },
+                    is_whole: false,
+                    leader_epoch: entry.leader_epoch,
+                    in_sync: if at == 0 { others.collect() } else { Vec::new() },
+                })
+            });
+            self.link.set_slots(table.epoch, held.collect());
+        }
+    }
+}
+
+/// Lets followers go on until something is so.
+fn until(followers: &mut [Follower], what: &str, done: impl Fn(&[Follower]) -> bool) {
+    let begin = Instant::now();
+    while !done(followers) {
+        let last: Vec<_> = followers.iter().map(|it| (it.link.table().epoch, &it.link.last_fault)).collect();
+        assert!(begin.elapsed() < PATIENCE, "{what} did not come: {last:?}");
+        followers.iter_mut().for_each(Follower::step);
+    }
+}
+
+/// Everybody has one table, in which every slot has `members` members that are all in sync.
+fn settled(members: usize) -> impl Fn(&[Follower]) -> bool {
+    move |followers| {
+        let table = followers[0].link.table();
+        let whole = table.slots.iter().all(|entry| {
+            entry.members().len() == members && entry.members().iter().all(|member| member.is_in_sync())
+        });
+        whole
+            && followers.iter().all(|follower| follower.link.table() == table && follower.link.is_connected())
+    }
+}
+
+fn post(addr: SocketAddr, path: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(addr).unwrap();
+    let head = format!("POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 0\r\n\r\n");
+    stream.write_all(head.as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let status = answer.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap_or(0);
+    (status, answer.split_once("\r\n\r\n").map(|(_, body)| body.into()).unwrap_or_default())
+}
+
+fn status(meta: &MetaProcess) -> serde_json::Value {
+    serde_json::from_str(&get(meta.admin.addr, "/status").1).unwrap()
+}
+
+#[test]
+fn a_cluster_is_made_drained_and_found_again_after_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let meta = start(&in_folder(&folder)).unwrap();
+    assert_eq!(get(meta.admin.addr, "/healthz").0, 200);
+    let mut nodes: Vec<_> =
+        ["a", "b", "c"].map(|id| Follower::node(id, vec![meta.server.addr])).into_iter().collect();
+    until(&mut nodes, "a table", settled(2));
+    let told = status(&meta);
+    assert_eq!((told["phase"].as_str(), told["slots_short"].as_u64()), (Some("leading"), Some(0)), "{told}");
+    assert_eq!(told["nodes"].as_array().unwrap().len(), 3);
+    assert_eq!(get(meta.admin.addr, "/readyz").0, 200);
+    until_metric(meta.admin.addr, "meta_nodes_alive", "", |alive| alive == 3.0);
+
+    let (code, said) = post(meta.admin.addr, "/drain?node=nobody");
+    assert_eq!(code, 409);
+    assert!(said.contains("no node \"nobody\""), "{said}");
+    assert_eq!(post(meta.admin.addr, "/drain?node=b").0, 200);
+    until(&mut nodes, "the drain", |nodes| {
+        let table = nodes[0].link.table();
+        let number = table.number_of("b").unwrap();
+        settled(2)(nodes) && table.slots.iter().all(|entry| entry.position(number).is_none())
+    });
+
+    let (epoch, slots) = (nodes[0].link.table().epoch, nodes[0].link.table().slots.clone());
+    let second = start(&in_folder(&folder)).map(|_| ()).unwrap_err();
+    assert!(format!("{second:#}").contains("in use by another process"), "{second:#}");
+    meta.server.stop().unwrap();
+    drop(meta.admin);
+    let mut other = in_folder(&folder);
+    other.extend([
+        "slot_count=128".into(),
+        "nodes=[{id=\"data-1\",addr=\"127.0.0.1:1\",slots=[0,127]}]".into(),
+    ]);
+    let said = format!("{:#}", start(&other).map(|_| ()).unwrap_err());
+    assert!(said.contains("64 slots") && said.contains("with 128") && said.contains("meta.dir"), "{said}");
+
+    let meta = start(&in_folder(&folder)).unwrap();
+    let mut fresh: Vec<_> =
+        ["a", "b", "c"].map(|id| Follower::node(id, vec![meta.server.addr])).into_iter().collect();
+    until(&mut fresh, "the table of before", |nodes| {
+        settled(2)(nodes) && nodes[0].link.table().epoch >= epoch
+    });
+    assert_eq!(fresh[0].link.table().slots, slots);
+    meta.server.stop().unwrap();
+}
+
+#[test]
+fn bytes_that_are_no_frames_end_their_connection_and_no_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let meta = start(&in_folder(&folder)).unwrap();
+    let mut nodes =
+        vec![Follower::node("a", vec![meta.server.addr]), Follower::node("b", vec![meta.server.addr])];
+    until(&mut nodes, "a table", settled(2));
+    let mut early = Vec::new();
+    MetaMessage::Watch { sequence: 1, table_epoch: 0 }.write(&mut early);
+    let mut oversize = vec![0; 16];
+    oversize[..4].copy_from_slice(&(17u32 << 20).to_le_bytes());
+    for (bytes, code) in [
+        (b"GET / HTTP/1.1\r\n\r\n".to_vec(), ErrorCode::Frame),
+        (oversize, ErrorCode::Frame),
+        (early, ErrorCode::Unexpected),
+    ] {
+        let mut stream = TcpStream::connect(meta.server.addr).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.write_all(&bytes).unwrap();
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).unwrap();
+        let mut told = None;
+        Decoder::default()
+            .feed(&answer, FRAME_BYTES_MAX, |frame| {
+                told = Some(MetaMessage::read(frame)?);
+                Ok::<_, slotcast_net::wire::FrameError>(())
+            })
+            .unwrap();
+        assert!(
+            matches!(&told, Some(MetaMessage::Error { code: got, .. }) if *got == code as u16),
+            "{told:?}"
+        );
+    }
+    let epoch = nodes[0].link.table().epoch;
+    let beats = nodes[0].now();
+    until(&mut nodes, "another heartbeat", |nodes| nodes[0].link.holds_lease(beats.after(1_200_000_000)));
+    assert_eq!(nodes[0].link.table().epoch, epoch);
+    until_metric(meta.admin.addr, "meta_peer_errors", "frame", |count| count == 2.0);
+    meta.server.stop().unwrap();
+}
+
+/// An etcd of its own; it ends with this.
+struct Etcd {
+    child: Child,
+    endpoint: String,
+    _folder: tempfile::TempDir,
+}
+
+impl Etcd {
+    /// `None`, and a line about it, where there is no etcd.
+    fn start() -> Option<Self> {
+        if Command::new("etcd").arg("--version").output().is_err() {
+            eprintln!("skipped: there is no etcd on this machine (Debian: apt-get install etcd-server)");
+            return None;
+        }
+        let free = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let (client, peer) = (free(), free());
+        let folder = tempfile::tempdir().unwrap();
+        let mut etcd = Self {
+            child: Self::spawn(&folder, client, peer),
+            endpoint: format!("http://127.0.0.1:{client}"),
+            _folder: folder,
+        };
+        let begin = Instant::now();
+        let mut probe = etcd.store("probe", "probe");
+        while probe.load().is_err() {
+            assert!(begin.elapsed() < PATIENCE, "etcd does not answer");
+            assert!(etcd.child.try_wait().unwrap().is_none(), "etcd has ended");
+            std::thread::yield_now();
+        }
+        Some(etcd)
+    }
+
+    fn spawn(folder: &tempfile::TempDir, client: u16, peer: u16) -> Child {
+        let client = format!("http://127.0.0.1:{client}");
+        let peer = format!("http://127.0.0.1:{peer}");
+        Command::new("etcd")
+            .arg("--data-dir")
+            .arg(folder.path())
+            .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
+            .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
+            .args(["--initial-cluster", &format!("default={peer}"), "--log-level", "error"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap()
+    }
+
+    fn store(&self, cluster: &str, name: &str) -> EtcdStore {
+        EtcdStore::new(vec![self.endpoint.clone()], cluster, name, Duration::from_secs(2))
+    }
+}
+
+impl Drop for Etcd {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn table(epoch: u64) -> SlotTable {
+    SlotTable { epoch, ..SlotTable::empty("c", 16) }
+}
+
+#[test]
+fn etcd_lets_one_process_lead_and_nobody_else_store() {
+    let Some(etcd) = Etcd::start() else { return };
+    let (mut a, mut b) = (etcd.store("c", "a"), etcd.store("c", "b"));
+    assert!(matches!(a.campaign().unwrap(), Lead::Ours(_)));
+    assert_eq!(b.campaign().unwrap(), Lead::Others(Some("a".into())));
+    assert_eq!(a.load().unwrap(), None);
+    a.swap(0, &table(3)).unwrap();
+    assert_eq!(b.load().unwrap(), Some(table(3)));
+    assert!(matches!(b.swap(3, &table(4)), Err(StoreError::NotLeading)));
+    assert!(matches!(a.campaign().unwrap(), Lead::Ours(_)), "renewed");
+    assert!(matches!(a.swap(3, &table(3)), Err(StoreError::Older { told: 3, held: 3 })));
+
+    // Another cluster has keys of its own.
+    assert!(matches!(etcd.store("d", "z").campaign().unwrap(), Lead::Ours(_)));
+
+    // The first process says nothing for so long that its lease ends, and does not know it.
+    let begin = Instant::now();
+    while !matches!(b.campaign().unwrap(), Lead::Ours(_)) {
+        assert!(begin.elapsed() < PATIENCE, "the lease never ends");
+    }
+    assert!(matches!(a.swap(3, &table(9)), Err(StoreError::NotLeading)));
+    assert_eq!(a.campaign().unwrap(), Lead::Others(Some("b".into())));
+    assert_eq!(b.load().unwrap(), Some(table(3)));
+    b.swap(3, &table(5)).unwrap();
+
+    // The table is another one than this process knows: it hears which, and goes over it only with a newer one.
+    b.swap(5, &table(6)).unwrap();
+    let mut c = etcd.store("c", "c");
+    b.resign();
+    assert!(matches!(c.campaign().unwrap(), Lead::Ours(_)));
+    c.load().unwrap();
+    c.swap(6, &table(7)).unwrap();
+    c.resign();
+    assert!(matches!(b.campaign().unwrap(), Lead::Ours(_)));
+    assert!(matches!(b.swap(6, &table(8)), Err(StoreError::Conflict { expected: 6, found: 7 })));
+    b.swap(7, &table(8)).unwrap();
+}
+
+#[test]
+fn the_next_process_takes_over_when_the_first_ends_and_etcd_gone_stops_only_changes() {
+    let Some(etcd) = Etcd::start() else { return };
+    let settings = |name: &str| {
+        vec![
+            "meta.store=etcd".to_string(),
+            format!("meta.etcd=[{:?}]", etcd.endpoint),
+            format!("meta.name={name}"),
+            "meta.lead_ttl=2s".into(),
+        ]
+    };
+    let first = start(&settings("first")).unwrap();
+    let leads = |meta: &MetaProcess| status(meta)["phase"] == "leading";
+    let begin = Instant::now();
+    while !leads(&first) {
+        assert!(begin.elapsed() < PATIENCE, "{}", status(&first));
+    }
+    let second = start(&settings("second")).unwrap();
+    let metas = vec![second.server.addr, first.server.addr];
+    let mut nodes: Vec<_> = ["a", "b"].map(|id| Follower::node(id, metas.clone())).into_iter().collect();
+    until(&mut nodes, "a table", settled(2));
+    let told = status(&second);
+    assert_eq!((told["phase"].as_str(), told["leader"].as_str()), (Some("standby"), Some("first")), "{told}");
+    assert_eq!(get(second.admin.addr, "/readyz").0, 200);
+    let table = nodes[0].link.table().clone();
+
+    first.server.stop().unwrap();
+    drop(first.admin);
+    until(&mut nodes, "the second", |nodes| {
+        nodes.iter().all(|node| node.link.is_connected()) && leads(&second)
+    });
+    assert_eq!(nodes[0].link.table().slots, table.slots, "nothing moves");
+
+    drop(etcd);
+    until(&mut nodes, "the end of the lead", |_| status(&second)["phase"] == "standby");
+    let told = status(&second);
+    assert!(told["trouble"].as_str().is_some_and(|trouble| trouble.contains("etcd at http://")), "{told}");
+    assert_eq!(get(second.admin.addr, "/readyz").0, 503);
+    assert_eq!(nodes[0].link.table().slots, table.slots);
+    second.server.stop().unwrap();
+}
