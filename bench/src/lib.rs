@@ -16,7 +16,14 @@ pub mod peers;
 pub mod crash;
 
 pub mod fixture;
+
+pub mod memory;
+
 pub mod meta;
+
+pub mod population;
+
+pub mod capacity;
 
 /// A case, ready to run.
 pub struct Prepared {

@@ -5,14 +5,18 @@ use std::{fs, path::PathBuf};
 use anyhow::Context;
 use bench::{
     CASES,
+    capacity::{self, CapacitySpec},
     crash::CrashReport,
     fixture,
     measure::measure,
     meta::{self, MetaSpec},
     peers::{self, PeersSpec, report, server, slotcast},
+    population::Population,
 };
 use clap::{Parser, Subcommand};
 use comfy_table::{CellAlignment, Table, presets};
+use indicatif::{ProgressBar, ProgressStyle};
+use slotcast_net::config::Config;
 
 #[derive(Parser)]
 #[command(about = "Measures Slotcast")]
@@ -95,6 +99,42 @@ enum What {
         #[arg(long)]
         clients: u32,
     },
+    /// Memory that publishers take in a data node's store, and the rates of registering, finding and replacing them
+    Capacity {
+        /// Publishers of the whole node
+        #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
+        publishers: u64,
+        /// Opaque bytes that each publishes
+        #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(0..=32_768))]
+        payload_bytes: u32,
+        /// Bytes of each instance's name; up to 8 cost no room of their own
+        #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(0..=256))]
+        name_bytes: u32,
+        /// Publishers of each data id
+        #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u64).range(1..=100_000))]
+        per_data_id: u64,
+        /// Sessions that own them
+        #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=4_096))]
+        sessions: u32,
+        /// Shards, each on a thread of its own
+        #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=64))]
+        shards: u32,
+        /// How often every record is replaced
+        #[arg(long, default_value_t = 3)]
+        overwrites: u64,
+        /// Settings of a data node, as in its configuration (`data.change_log_entries=4096`)
+        #[arg(long = "set", value_name = "SETTING")]
+        settings: Vec<String>,
+        /// Longest time given to compaction at the end
+        #[arg(long, default_value = "60s")]
+        settle: humantime::Duration,
+        /// Also write the figures here
+        #[arg(long, value_name = "PATH")]
+        json: Option<PathBuf>,
+        /// Also draw the memory over time here, as SVG
+        #[arg(long, value_name = "PATH")]
+        chart: Option<PathBuf>,
+    },
     /// Crashes a data node on a simulated disk at every operation, and compares what is recovered
     Crash {
         /// Crashes to recover from
@@ -126,6 +166,34 @@ fn main() -> anyhow::Result<()> {
         What::Meta { nodes, slots, replicas, zones, seconds, json } => {
             plan(&MetaSpec { nodes, slots, replicas: replicas as usize, zones, seconds }, json)
         }
+        What::Capacity {
+            publishers,
+            payload_bytes,
+            name_bytes,
+            per_data_id,
+            sessions,
+            shards,
+            overwrites,
+            settings,
+            settle,
+            json,
+            chart,
+        } => {
+            let config = Config::load(None, &settings)?;
+            let population = Population {
+                publishers,
+                per_data_id,
+                payload_bytes: payload_bytes as usize,
+                name_bytes: name_bytes as usize,
+                sessions,
+            };
+            let shard = config.data_options()?.shard;
+            measure_capacity(
+                &CapacitySpec { population, shards, shard, overwrites, settle: settle.into() },
+                json,
+                chart,
+            )
+        }
         What::Crash { points, seed } => crash(points, seed),
         What::Fixture { folder, list: true } => {
             print!("{}", fixture::list_of(&folder)?);
@@ -146,6 +214,51 @@ fn compare(spec: &PeersSpec, json: Option<PathBuf>) -> anyhow::Result<()> {
         fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
     }
     Ok(())
+}
+
+fn measure_capacity(
+    spec: &CapacitySpec,
+    json: Option<PathBuf>,
+    chart: Option<PathBuf>,
+) -> anyhow::Result<()> {
+    warn_of_debug();
+    let bar = progress_bar()?;
+    let mut phase = String::new();
+    let found = capacity::run(spec, |name, all, done| {
+        if phase != name {
+            phase = name.into();
+            bar.reset();
+            bar.set_length(all);
+            bar.set_message(phase.clone());
+        }
+        bar.set_position(done);
+    });
+    bar.finish_and_clear();
+    let found = found?;
+    println!("{}\n\n{}\n", capacity::report::phases(&found), capacity::report::kinds(spec, &found));
+    for (what, found, bound, kept) in capacity::report::verdicts(spec, &found) {
+        println!("{what}: {found:.3}, bound {bound}: {}", if kept { "kept" } else { "NOT KEPT" });
+    }
+    if let Some(path) = json {
+        let text = serde_json::to_string_pretty(&capacity::report::json(spec, &found))? + "\n";
+        fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    if let Some(path) = chart {
+        capacity::report::chart(spec, &found, &path)
+            .with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(())
+}
+
+fn warn_of_debug() {
+    if cfg!(debug_assertions) {
+        eprintln!("built with debug assertions: the figures are not worth keeping");
+    }
+}
+
+fn progress_bar() -> anyhow::Result<ProgressBar> {
+    let style = ProgressStyle::with_template("{msg:22} {bar:40} {human_pos} of {human_len}, {elapsed}")?;
+    Ok(ProgressBar::new(0).with_style(style))
 }
 
 fn micro(only: &str, json: Option<PathBuf>) -> anyhow::Result<()> {

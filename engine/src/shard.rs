@@ -17,6 +17,7 @@ use crate::{
     lease::Leases,
     limits::BATCH_CHANGES_MAX,
     memory::Memory,
+    record::Record,
     slot::{Slot, SlotCounts},
     slots::Slots,
     storage::Storage,
@@ -268,6 +269,11 @@ impl Shard {
             sum.arena.free += counts.arena.free;
             sum
         })
+    }
+
+    /// The live record and owner of a registration, if this shard has it.
+    pub fn record(&self, datum: DatumKey, register: RegisterId) -> Option<(Record<'_>, SessionId)> {
+        self.slots.get(datum.slot(self.config.slot_count))?.get(datum, register)
     }
 
     /// Memory by kind over all slots. Costs a look at each segment of each slot, not at each registration.
