@@ -2,20 +2,44 @@
 //!
 //! A segment is allocated once and never grown, so a record never moves while it lives in its segment. Removing a record
 //! only counts its bytes as dead; a segment without live records is freed at once, and [`crate::compact`] empties the
-//! mostly dead ones. Segments start small, so that thousands of slots with little in them stay cheap.
+//! mostly dead ones. Segments start small, so that thousands of slots with little in them stay cheap, and grow with what
+//! the arena holds, so that the one that is being filled is a small part of it.
 
 use rkyv::util::AlignedVec;
 
 use crate::{
-    limits::{SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN},
+    limits::{ALIGNMENT, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN},
     record::Record,
 };
 
-/// Where a record lies.
+/// What a segment is smaller than a power of two, so that it fits one together with what the allocator adds to it.
+const SEGMENT_MARGIN: usize = 2 * ALIGNMENT;
+/// A new segment has this part of the memory that the arena has, as far as it may.
+const SEGMENT_PART: usize = 16;
+
+/// Where a record lies: 4 bytes, for there is one per publisher.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Location {
-    pub(crate) segment: u32,
-    pub(crate) offset: u32,
+    segment: u16,
+    /// In steps of the alignment of records.
+    step: u16,
+}
+
+const _: () = assert!(SEGMENT_BYTES_MAX / ALIGNMENT <= 1 << 16, "a location reaches all of a segment");
+
+impl Location {
+    fn new(segment: u32, offset: usize) -> Self {
+        debug_assert!(offset.is_multiple_of(ALIGNMENT) && offset < SEGMENT_BYTES_MAX);
+        Self { segment: segment as u16, step: (offset / ALIGNMENT) as u16 }
+    }
+
+    fn segment(self) -> u32 {
+        self.segment.into()
+    }
+
+    fn offset(self) -> usize {
+        usize::from(self.step) * ALIGNMENT
+    }
 }
 
 struct Segment {
@@ -44,7 +68,10 @@ pub struct Arena {
     vacant: Vec<u32>,
     open: Option<u32>,
     opened: u64,
-    grown: usize,
+    /// Bytes of all segments that are held: taken for them, written, and no longer current.
+    capacity: usize,
+    written: usize,
+    dead: usize,
     /// Memory taken ahead: of segments to be opened, and how many bytes are to be kept so when segments are freed.
     spare: Vec<AlignedVec>,
     spare_bytes: usize,
@@ -68,11 +95,12 @@ impl Arena {
             Some(index) if self.segment(index).room() >= bytes.len() => index,
             _ => self.open_segment(bytes.len()),
         };
+        self.written += bytes.len();
         let segment = self.segment_mut(index);
-        let offset = segment.bytes.len() as u32;
+        let offset = segment.bytes.len();
         segment.bytes.extend_from_slice(bytes);
         assert!(segment.bytes.len() <= segment.capacity, "a segment never grows");
-        Location { segment: index, offset }
+        Location::new(index, offset)
     }
 
     /// Copies a record that is here already once more, for its old place to be released.
@@ -80,19 +108,20 @@ impl Arena {
         let len = self.get(from).bytes().len();
         let index = match self.open {
             // A segment cannot be read while it is written to.
-            Some(index) if self.segment(index).room() >= len && index != from.segment => index,
+            Some(index) if self.segment(index).room() >= len && index != from.segment() => index,
             _ => self.open_segment(len),
         };
+        self.written += len;
         let Some(mut segment) = self.segments[index as usize].take() else { unreachable!("it was opened") };
-        let offset = segment.bytes.len() as u32;
+        let offset = segment.bytes.len();
         segment.bytes.extend_from_slice(self.get(from).bytes());
         self.segments[index as usize] = Some(segment);
-        Location { segment: index, offset }
+        Location::new(index, offset)
     }
 
     /// The record at `at`.
     pub fn get(&self, at: Location) -> Record<'_> {
-        let bytes = &self.segment(at.segment).bytes[at.offset as usize..];
+        let bytes = &self.segment(at.segment()).bytes[at.offset()..];
         let len = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]) as usize;
         Record::trusted(&bytes[..len])
     }
@@ -100,12 +129,13 @@ impl Arena {
     /// Counts the record at `at` as dead and frees its segment if it was the last live one there.
     pub fn release(&mut self, at: Location) {
         let len = self.get(at).bytes().len();
-        let segment = self.segment_mut(at.segment);
+        self.dead += len;
+        let segment = self.segment_mut(at.segment());
         segment.dead += len;
         assert!(segment.dead <= segment.bytes.len(), "a record is released once");
         if segment.dead == segment.bytes.len() {
-            self.open.take_if(|open| *open == at.segment);
-            self.drop_segment(at.segment);
+            self.open.take_if(|open| *open == at.segment());
+            self.drop_segment(at.segment());
         }
     }
 
@@ -114,7 +144,7 @@ impl Arena {
         self.reserve_bytes = bytes;
         while self.spare_bytes + SEGMENT_BYTES_MIN <= bytes {
             let left = bytes - self.spare_bytes;
-            let size = (1 << left.ilog2()).min(SEGMENT_BYTES_MAX);
+            let size = (1 << left.ilog2()).min(SEGMENT_BYTES_MAX) - SEGMENT_MARGIN;
             let mut spare = AlignedVec::with_capacity(size);
             spare.resize(size, 1);
             spare.clear();
@@ -125,14 +155,18 @@ impl Arena {
         self.spare.sort_by_key(AlignedVec::capacity);
     }
 
+    /// Whether it has as many segments as can be told apart, 64 GiB of them.
+    pub fn is_full(&self) -> bool {
+        self.vacant.is_empty() && self.segments.len() > usize::from(u16::MAX)
+    }
+
     /// Bytes by kind.
     pub fn bytes(&self) -> ArenaBytes {
-        let spare = ArenaBytes { free: self.spare_bytes, ..ArenaBytes::default() };
-        self.segments.iter().flatten().fold(spare, |sum, segment| ArenaBytes {
-            live: sum.live + segment.bytes.len() - segment.dead,
-            dead: sum.dead + segment.dead,
-            free: sum.free + segment.room(),
-        })
+        ArenaBytes {
+            live: self.written - self.dead,
+            dead: self.dead,
+            free: self.capacity - self.written + self.spare_bytes,
+        }
     }
 
     /// Every closed segment.
@@ -156,7 +190,7 @@ impl Arena {
         if held.born != born || offset as usize >= held.bytes.len() {
             return None;
         }
-        let at = Location { segment, offset };
+        let at = Location::new(segment, offset as usize);
         Some((at, self.get(at)))
     }
 
@@ -168,18 +202,20 @@ impl Arena {
                 spare
             }
             None => {
-                let size = (SEGMENT_BYTES_MIN << self.grown.min(16)).min(SEGMENT_BYTES_MAX);
-                self.grown += 1;
-                let capacity = size.max(needed.next_power_of_two());
-                assert!(capacity <= SEGMENT_BYTES_MAX);
+                let part = (self.capacity / SEGMENT_PART).clamp(SEGMENT_BYTES_MIN, SEGMENT_BYTES_MAX);
+                let size = (1usize << part.ilog2()).max((needed + SEGMENT_MARGIN).next_power_of_two());
+                let capacity = size - SEGMENT_MARGIN;
+                assert!(needed <= capacity && size <= SEGMENT_BYTES_MAX);
                 AlignedVec::with_capacity(capacity)
             }
         };
         let capacity = bytes.capacity();
+        self.capacity += capacity;
         let segment = Segment { bytes, born: self.opened, capacity, dead: 0 };
         let index = match self.vacant.pop() {
             Some(index) => index,
             None => {
+                assert!(!self.is_full(), "a full arena is asked for nothing");
                 self.segments.push(None);
                 (self.segments.len() - 1) as u32
             }
@@ -190,17 +226,17 @@ impl Arena {
     }
 
     fn drop_segment(&mut self, index: u32) {
-        if let Some(Segment { mut bytes, capacity, .. }) = self.segments[index as usize].take()
-            && self.spare_bytes + capacity <= self.reserve_bytes
-        {
-            bytes.clear();
-            self.spare_bytes += capacity;
-            self.spare.push(bytes);
+        if let Some(Segment { mut bytes, capacity, dead, .. }) = self.segments[index as usize].take() {
+            self.capacity -= capacity;
+            self.written -= bytes.len();
+            self.dead -= dead;
+            if self.spare_bytes + capacity <= self.reserve_bytes {
+                bytes.clear();
+                self.spare_bytes += capacity;
+                self.spare.push(bytes);
+            }
         }
         self.vacant.push(index);
-        if self.vacant.len() == self.segments.len() {
-            self.grown = 0;
-        }
     }
 
     fn segment(&self, index: u32) -> &Segment {
@@ -259,7 +295,19 @@ mod tests {
         for _ in 0..100 {
             arena.append(Record::read(&bytes).unwrap());
         }
-        assert!(arena.segments.len() < 12);
+        assert!(arena.segments.len() < 40);
+    }
+
+    #[test]
+    fn what_is_not_written_yet_is_a_small_part_of_a_large_arena() {
+        let mut arena = Arena::default();
+        let bytes = record(1, 300);
+        for count in 1..if cfg!(miri) { 200 } else { 10_000 } {
+            arena.append(Record::read(&bytes).unwrap());
+            let ArenaBytes { live, dead, free } = arena.bytes();
+            assert_eq!((live, dead), (count * bytes.len(), 0));
+            assert!(free <= SEGMENT_BYTES_MIN + live / 8, "{free} free, {live} live");
+        }
     }
 
     #[test]

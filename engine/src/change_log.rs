@@ -8,7 +8,11 @@
 
 use std::collections::VecDeque;
 
+use pieces::Pieces;
+
 use crate::id::{Nanos, RegisterId, Revision};
+
+mod pieces;
 
 /// Bounds of one slot's log; what passes any of them is dropped from the old end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,7 +25,7 @@ pub struct ChangeLogLimits {
 
 impl Default for ChangeLogLimits {
     fn default() -> Self {
-        Self { entries_max: 16_384, age_max: 300 * Nanos::SECOND }
+        Self { entries_max: 2_048, age_max: 300 * Nanos::SECOND }
     }
 }
 
@@ -44,16 +48,30 @@ pub struct LogEntry {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Position(u64);
 
+/// Batches that were sealed within this part of the largest age, and within [`AGE_GRAIN_MAX`], are as old as the youngest of
+/// them.
+const AGE_GRAIN_PART: u64 = 256;
+const AGE_GRAIN_MAX: u64 = Nanos::SECOND;
+
+/// When some batches were sealed.
+#[derive(Clone, Copy)]
+struct Age {
+    /// The last of them.
+    to: Revision,
+    oldest: Nanos,
+    youngest: Nanos,
+}
+
 /// The log of one slot.
 #[derive(Default)]
 pub struct ChangeLog {
-    entries: VecDeque<LogEntry>,
-    /// The batches of the entries, and when each was sealed.
-    batches: VecDeque<(Revision, Nanos)>,
+    entries: Pieces<LogEntry>,
+    /// When the entries' batches were sealed, oldest first; neighbours share one.
+    ages: VecDeque<Age>,
+    /// See [`AGE_GRAIN_PART`]; none before the first trim.
+    grain: u64,
     first: u64,
     floor: Revision,
-    /// Entries for which memory was taken ahead.
-    reserved: usize,
 }
 
 impl ChangeLog {
@@ -64,8 +82,6 @@ impl ChangeLog {
 
     /// Takes memory for `entries` changes ahead, and touches it.
     pub(crate) fn reserve(&mut self, entries: usize) {
-        self.reserved = entries;
-        let held = self.entries.len();
         let blank = LogEntry {
             revision: Revision::ZERO,
             datum: 0,
@@ -73,8 +89,7 @@ impl ChangeLog {
             register: RegisterId(0),
             datum_before: Revision::ZERO,
         };
-        self.entries.resize(held.max(entries), blank);
-        self.entries.truncate(held);
+        self.entries.reserve(entries, blank);
     }
 
     /// Oldest revision from which this log can tell every later change.
@@ -89,7 +104,7 @@ impl ChangeLog {
 
     /// Whether it holds no entry.
     pub fn is_empty(&self) -> bool {
-        self.entries.is_empty()
+        self.entries.len() == 0
     }
 
     /// Bytes of the entries held, without room taken ahead.
@@ -99,13 +114,12 @@ impl ChangeLog {
 
     /// When the oldest batch was sealed of which an entry is held.
     pub fn oldest(&self) -> Option<Nanos> {
-        self.batches.front().map(|(_, sealed_at)| *sealed_at)
+        self.ages.front().map(|age| age.oldest)
     }
 
     /// Bytes held for entries and batches.
     pub fn bytes(&self) -> usize {
-        self.entries.capacity() * size_of::<LogEntry>()
-            + self.batches.capacity() * size_of::<(Revision, Nanos)>()
+        self.entries.bytes() + self.ages.capacity() * size_of::<Age>()
     }
 
     /// Appends a change. `before` is the data id's latest position, `datum_before` the revision of its last change in an
@@ -121,8 +135,12 @@ impl ChangeLog {
     ) -> Position {
         assert!(self.entries.back().is_none_or(|last| last.revision <= revision));
         assert!(revision > self.floor && datum_before < revision);
-        if self.batches.back().is_none_or(|(last, _)| *last < revision) {
-            self.batches.push_back((revision, sealed_at));
+        match self.ages.back_mut() {
+            Some(age) if age.to == revision => {}
+            Some(age) if sealed_at.since(age.oldest) < self.grain => {
+                (age.to, age.youngest) = (revision, sealed_at);
+            }
+            _ => self.ages.push_back(Age { to: revision, oldest: sealed_at, youngest: sealed_at }),
         }
         let position = self.first + self.entries.len() as u64;
         // What is further back than can be told is dropped long before.
@@ -131,19 +149,33 @@ impl ChangeLog {
         Position(position)
     }
 
-    /// Drops the oldest entries beyond the limits. Whole batches go, so the floor is always a batch's revision.
+    /// Drops the oldest entries beyond the limits. Whole batches go, so the floor is always a batch's revision. The newest
+    /// batch does not go for being too large: readers in step are about to be told of it.
     pub fn trim(&mut self, limits: &ChangeLogLimits, now: Nanos) {
-        self.trim_some(limits, now, usize::MAX);
+        self.grain = (limits.age_max / AGE_GRAIN_PART).min(AGE_GRAIN_MAX);
+        let newest = self.entries.back().map(|entry| entry.revision);
+        self.drop_oldest(limits, now, usize::MAX, newest);
     }
 
-    /// Like [`ChangeLog::trim`], until `budget` entries are gone; it may be one batch more. Returns how many went, and whether
-    /// none is left beyond the limits.
+    /// Drops the oldest entries beyond the limits, the newest batch like the others, until `budget` entries are gone; it may
+    /// be one batch more. Returns how many went, and whether none is left beyond the limits.
     pub fn trim_some(&mut self, limits: &ChangeLogLimits, now: Nanos, budget: usize) -> (usize, bool) {
+        self.drop_oldest(limits, now, budget, None)
+    }
+
+    fn drop_oldest(
+        &mut self,
+        limits: &ChangeLogLimits,
+        now: Nanos,
+        budget: usize,
+        keep: Option<Revision>,
+    ) -> (usize, bool) {
         let entries_max = limits.entries_max.min(u32::MAX as usize);
         let held = self.entries.len();
-        while let Some(&(oldest, sealed_at)) = self.batches.front() {
-            let too_many = self.entries.len() > entries_max;
-            let too_old = now.since(sealed_at) > limits.age_max;
+        while let (Some(entry), Some(age)) = (self.entries.front(), self.ages.front()) {
+            let oldest = entry.revision;
+            let too_many = self.entries.len() > entries_max && keep != Some(oldest);
+            let too_old = now.since(age.youngest) > limits.age_max;
             if !too_many && !too_old {
                 break;
             }
@@ -151,11 +183,13 @@ impl ChangeLog {
             if dropped >= budget {
                 return (dropped, false);
             }
-            self.batches.pop_front();
             self.floor = oldest;
-            while self.entries.front().is_some_and(|entry| entry.revision == self.floor) {
+            while self.entries.front().is_some_and(|entry| entry.revision == oldest) {
                 self.entries.pop_front();
                 self.first += 1;
+            }
+            if age.to <= oldest {
+                self.ages.pop_front();
             }
         }
         (held - self.entries.len(), true)
@@ -163,10 +197,8 @@ impl ChangeLog {
 
     /// Gives memory back that a longer history had taken and this one does not need; what was taken ahead stays.
     pub(crate) fn give_back(&mut self) {
-        if self.entries.capacity() / 4 > self.entries.len().max(self.reserved / 2) {
-            self.entries.shrink_to((self.entries.len() * 2).max(self.reserved));
-            self.batches.shrink_to(self.batches.len() * 2);
-        }
+        self.entries.give_back();
+        self.ages.shrink_to(self.ages.len() * 2);
     }
 
     /// The changes of one data id above `since`, newest first, starting at its latest position.
@@ -187,7 +219,7 @@ impl ChangeLog {
 
     /// All changes above `since`, newest first.
     pub fn changes(&self, since: Revision) -> impl Iterator<Item = &LogEntry> {
-        self.entries.iter().rev().take_while(move |entry| entry.revision > since)
+        self.entries.iter_back().take_while(move |entry| entry.revision > since)
     }
 
     fn get(&self, at: Position) -> Option<&LogEntry> {

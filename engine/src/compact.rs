@@ -31,10 +31,10 @@ impl Default for CompactionSettings {
             interval: Nanos::SECOND,
             sleep_interval: Nanos::SECOND / 100,
             batch_limit: 1000,
-            utilization_min: 0.5,
+            utilization_min: 0.85,
             history_bytes_max: 256 << 20,
             off_peak_batch_limit: 10_000,
-            off_peak_utilization_min: 0.8,
+            off_peak_utilization_min: 0.9,
         }
     }
 }

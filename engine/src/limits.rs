@@ -33,7 +33,7 @@ pub const DATUM_PUBLISHERS_MAX: usize = 100_000;
 /// Bytes of all records of one data id.
 pub const DATUM_BYTES_MAX: usize = 48 * 1024 * 1024;
 
-/// First and largest size of an arena segment in bytes; sizes double in between.
+/// Smallest and largest size of an arena segment in bytes, with what the allocator adds to it; powers of two.
 pub const SEGMENT_BYTES_MIN: usize = 4 * 1024;
 /// See [`SEGMENT_BYTES_MIN`].
 pub const SEGMENT_BYTES_MAX: usize = 1024 * 1024;
@@ -44,6 +44,6 @@ pub const ENDED_SESSIONS_MAX: usize = 1 << 20;
 const _: () = {
     assert!(SLOTS_DEFAULT.is_power_of_two() && SLOTS_MAX.is_power_of_two());
     assert!(SLOTS_MAX <= u16::MAX as u32, "a slot number and the no-slot mark fit 16 bits");
-    assert!(RECORD_BYTES_MAX <= SEGMENT_BYTES_MAX, "any record fits one segment");
+    assert!(RECORD_BYTES_MAX * 2 <= SEGMENT_BYTES_MAX, "any record fits one segment");
     assert!(DATA_ID_BYTES_MAX < u16::MAX as usize, "a data id's length travels as 16 bits");
 };

@@ -583,6 +583,7 @@ impl Shard {
         }
         self.mark += 1;
         self.insight.pass(now);
+        self.hurry(now);
         self.compact(now);
     }
 

@@ -22,38 +22,22 @@ use crate::{
 
 mod history;
 
+mod chunks;
+
 mod insight;
 
 mod memory;
 
 mod owned;
 
+mod publication;
+
 mod restore;
 
+use chunks::Chunks;
 pub use insight::{DatumView, display_name};
+use publication::{NIL, Place, Publication};
 pub use restore::ScanCursor;
-
-const NIL: u32 = u32::MAX;
-
-/// A registration: what may change about it, and where its record lies.
-#[derive(Clone, Copy)]
-pub(crate) struct Publication {
-    pub(crate) register: RegisterId,
-    number: u64,
-    owner: SessionId,
-    place: Place,
-    attach: u32,
-    datum: u32,
-    before: u32,
-    after: u32,
-}
-
-#[derive(Clone, Copy)]
-enum Place {
-    Vacant,
-    Live(Location),
-    Tombstone,
-}
 
 /// A data id with its publishers.
 struct Datum {
@@ -128,7 +112,7 @@ pub struct Slot {
     datum_index: HashTable<u32>,
     /// Bytes of the names in `datums`.
     name_bytes: usize,
-    publications: Vec<Publication>,
+    publications: Chunks<Publication>,
     publications_vacant: u32,
     publication_index: HashTable<u32>,
     publishers: usize,
@@ -160,7 +144,7 @@ impl Slot {
             datums_vacant: Vec::new(),
             datum_index: HashTable::new(),
             name_bytes: 0,
-            publications: Vec::new(),
+            publications: Chunks::default(),
             publications_vacant: NIL,
             publication_index: HashTable::new(),
             publishers: 0,
@@ -182,14 +166,9 @@ impl Slot {
     pub fn reserve(&mut self, publishers: usize, record_bytes: usize) {
         self.arena.reserve(publishers * record_bytes);
         self.log.reserve(publishers.min(self.log_limits.entries_max));
-        let held = self.publications.len();
-        self.publications.resize(held.max(publishers), Publication::vacant(RegisterId(0), NIL));
-        self.publications.truncate(held);
-        let (seed, publications) = (self.seed, &self.publications);
-        self.publication_index.reserve(publishers, |&index| {
-            let publication = &publications[index as usize];
-            mix64(publication.register.0 ^ mix64(u64::from(publication.datum) ^ seed))
-        });
+        self.publications.reserve(publishers, Publication::fresh(RegisterId(0), NIL));
+        let (seed, publications, arena) = (self.seed, &self.publications, &self.arena);
+        self.publication_index.reserve(publishers, |&index| publications[index as usize].hash(arena, seed));
     }
 
     /// The slot's number.
@@ -297,6 +276,7 @@ impl Slot {
         }
         let held = self.datum(datum);
         let full = replaced_bytes == 0 && held.publishers as usize >= DATUM_PUBLISHERS_MAX;
+        let full = full || self.arena.is_full();
         if full || held.bytes - replaced_bytes + record.bytes().len() > DATUM_BYTES_MAX {
             return Err(Refusal::DatumFull);
         }
@@ -318,7 +298,7 @@ impl Slot {
                 if publication.is_persistent() != change.is_persistent() {
                     return Err(Refusal::DurabilityMismatch);
                 }
-                if publication.owner != change.owner {
+                if { publication.owner } != change.owner {
                     return Err(Refusal::NotOwner);
                 }
                 if change.version < publication.version() {
@@ -342,7 +322,7 @@ impl Slot {
         }
         let owned: Vec<Change> = self
             .live()
-            .filter(|(_, publication)| publication.owner == session)
+            .filter(|(_, publication)| { publication.owner } == session)
             .map(|(_, publication)| self.removal_of(publication))
             .take(limit)
             .collect();
@@ -498,7 +478,7 @@ impl Slot {
             kind: ChangeKind::Remove,
             durability: Durability::Ephemeral,
             datum: self.datum(publication.datum).key,
-            register: publication.register,
+            register: publication.register(&self.arena),
             version: publication.version(),
             epoch: 0,
             owner: publication.owner,
@@ -603,6 +583,7 @@ impl Slot {
         }
         let entry = &mut self.publications[index as usize];
         (entry.place, entry.owner) = (Place::Tombstone, change.owner);
+        entry.keep(change.register);
         (entry.number, entry.attach) = (change.version.number, change.version.attach);
         self.tombstones.push_back(Tombstone {
             mark,
@@ -653,7 +634,8 @@ impl Slot {
     fn fingerprint_of(&self, index: u32) -> u64 {
         let publication = self.publication(index);
         let key = self.datum(publication.datum).key;
-        fingerprint(key, publication.register, publication.version(), self.record(index).checksum())
+        let register = publication.register(&self.arena);
+        fingerprint(key, register, publication.version(), self.record(index).checksum())
     }
 
     fn enter_digest(&mut self, index: u32) {
@@ -783,17 +765,17 @@ impl Slot {
         self.publication_index
             .find(hash, |&index| {
                 let publication = self.publication(index);
-                publication.register == register && publication.datum == datum
+                publication.datum == datum && publication.register(&self.arena) == register
             })
             .copied()
     }
 
     fn publication_hash(&self, datum: u32, register: RegisterId) -> u64 {
-        mix64(register.0 ^ mix64(u64::from(datum) ^ self.seed))
+        publication::hash(self.seed, datum, register)
     }
 
     fn occupy(&mut self, register: RegisterId, datum: u32) -> u32 {
-        let fresh = Publication::vacant(register, datum);
+        let fresh = Publication::fresh(register, datum);
         let index = if self.publications_vacant == NIL {
             self.publications.push(fresh);
             (self.publications.len() - 1) as u32
@@ -804,17 +786,15 @@ impl Slot {
             index
         };
         let hash = self.publication_hash(datum, register);
-        let (seed, publications) = (self.seed, &self.publications);
-        self.publication_index.insert_unique(hash, index, |&index| {
-            let publication = &publications[index as usize];
-            mix64(publication.register.0 ^ mix64(u64::from(publication.datum) ^ seed))
-        });
+        let (seed, publications, arena) = (self.seed, &self.publications, &self.arena);
+        self.publication_index
+            .insert_unique(hash, index, |&index| publications[index as usize].hash(arena, seed));
         index
     }
 
     fn vacate(&mut self, index: u32) {
         let publication = *self.publication(index);
-        let hash = self.publication_hash(publication.datum, publication.register);
+        let hash = publication.hash(&self.arena, self.seed);
         if let Ok(entry) = self.publication_index.find_entry(hash, |&at| at == index) {
             entry.remove();
         }
@@ -848,28 +828,5 @@ impl Slot {
         }
         self.datum_mut(datum).publishers -= 1;
         self.publishers -= 1;
-    }
-}
-
-impl Publication {
-    fn vacant(register: RegisterId, datum: u32) -> Self {
-        Self {
-            register,
-            number: 0,
-            owner: SessionId(0),
-            place: Place::Vacant,
-            attach: 0,
-            datum,
-            before: NIL,
-            after: NIL,
-        }
-    }
-
-    fn version(&self) -> Version {
-        Version { number: self.number, attach: self.attach }
-    }
-
-    fn is_persistent(&self) -> bool {
-        Durability::of_owner(self.owner) == Durability::Persistent
     }
 }

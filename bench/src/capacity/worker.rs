@@ -24,8 +24,6 @@ const FRAME: u64 = 100;
 const TICK: Duration = Duration::from_millis(100);
 /// Look-ups that are prepared, and then timed together.
 const LOOK_UPS: u64 = 1_000;
-/// Ticks without compaction after which it counts as done.
-const TICKS_IDLE: u32 = 3;
 
 struct Worker<'a> {
     spec: &'a CapacitySpec,
@@ -100,7 +98,7 @@ impl<'a> Worker<'a> {
 
     fn carry_out(&mut self, step: Step, done: &AtomicU64) -> anyhow::Result<Answer> {
         self.answer = Answer::default();
-        let compacted = self.shard.stats().compacted_bytes;
+        let compacted = self.shard.compaction_stats().bytes_walked;
         match step {
             Step::Write { round } => self.write(round, done)?,
             Step::Find => self.find(done)?,
@@ -109,7 +107,7 @@ impl<'a> Worker<'a> {
         }
         self.answer.memory = self.shard.memory();
         self.answer.publishers = self.shard.counts().publishers as u64;
-        self.answer.compacted_bytes = self.shard.stats().compacted_bytes - compacted;
+        self.answer.compacted_bytes = self.shard.compaction_stats().bytes_walked - compacted;
         Ok(self.answer)
     }
 
@@ -146,6 +144,7 @@ impl<'a> Worker<'a> {
             self.shard.tick(now);
             self.ticked = start;
         }
+        self.shard.compact(now);
         self.shard.seal(now);
         let mut taken = 0;
         while let Some(ack) = self.shard.poll_ack() {
@@ -210,16 +209,25 @@ impl<'a> Worker<'a> {
         Ok(())
     }
 
-    /// Ticks as often as a node without anything to do does.
+    /// Does what a node without anything to do does, until rounds of compaction find nothing any more.
     fn settle(&mut self, at_most: Duration) {
-        let (start, mut idle) = (Instant::now(), 0);
-        while idle < TICKS_IDLE && start.elapsed() < at_most {
-            std::thread::sleep(TICK);
-            let (before, began) = (self.shard.stats().compacted_bytes, Instant::now());
+        let (start, mut emptied) = (Instant::now(), u64::MAX);
+        let mut rounds = self.shard.compaction_stats().rounds;
+        while start.elapsed() < at_most {
+            let now = clock::now();
+            let due = self.shard.compaction_due().unwrap_or(now).since(now);
+            std::thread::sleep(Duration::from_nanos(due).min(TICK));
+            let began = Instant::now();
             self.shard.tick(clock::now());
             self.shard.seal(clock::now());
             self.count(0, began.elapsed());
-            idle = if self.shard.stats().compacted_bytes == before { idle + 1 } else { 0 };
+            let stats = self.shard.compaction_stats();
+            if stats.rounds > rounds {
+                if stats.segments_emptied == emptied {
+                    return;
+                }
+                (rounds, emptied) = (stats.rounds, stats.segments_emptied);
+            }
         }
     }
 }

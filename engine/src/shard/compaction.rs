@@ -1,5 +1,8 @@
 //! When a shard compacts: rounds over all slots, in bounded steps with pauses between, which may be held and asked for.
 //!
+//! In a round that nobody asked for, pauses are left out while more than a tenth of the arenas' memory is dead: writes come faster than rounds at leisure get
+//! it back, and memory has to stay bounded. Then every turn has a step.
+//!
 //! Nothing that reads stands in the way. A reader that is behind is answered from the index when the history no longer
 //! reaches it; bytes that are being sent are copies; a snapshot scans the index, not the arena.
 
@@ -18,16 +21,27 @@ pub(super) struct Compactor {
     round: Option<Round>,
     paused: bool,
     off_peak: bool,
+    /// More of the arenas is dead than should be.
+    crowded: bool,
+    /// Dead bytes that the last round left.
+    dead_left: usize,
     /// A round was asked for that has not begun.
     asked: bool,
     due: Nanos,
     last_round: Option<u64>,
 }
 
+/// Share of dead bytes in the arenas, as a divisor, above which there are no pauses.
+const CROWDED_PART: usize = 10;
+/// Steps after which that share is looked at again.
+const CROWDED_STEPS: u64 = 16;
+
 /// A round that is under way.
 #[derive(Clone, Copy, Debug)]
 struct Round {
     began: Nanos,
+    /// Segments that had been emptied before it.
+    emptied: u64,
     /// Was asked for, so it goes on although compaction is paused.
     asked: bool,
     /// The slot that is being worked on; all before it are done.
@@ -172,23 +186,31 @@ impl Shard {
         if self.compaction_due().is_none_or(|due| now < due) {
             return false;
         }
+        if self.compactor.round.is_none() || self.compactor.stats.steps.is_multiple_of(CROWDED_STEPS) {
+            self.compactor.crowded = self.crowd().1;
+        }
         let compactor = &mut self.compactor;
         let mut round = match compactor.round.take() {
             Some(round) => round,
             None => {
                 let asked = std::mem::take(&mut compactor.asked);
-                Round { began: now, asked, slot: SlotId(0), segments: None, segment: None }
+                let emptied = compactor.stats.segments_emptied;
+                Round { began: now, emptied, asked, slot: SlotId(0), segments: None, segment: None }
             }
         };
         compactor.stats.steps += 1;
         if self.step(&mut round, now) {
-            let Compactor { settings, stats, asked, due, last_round, .. } = &mut self.compactor;
+            self.compactor.dead_left = self.crowd().0;
+            let Compactor { settings, stats, asked, due, last_round, crowded, .. } = &mut self.compactor;
+            let again = *asked || *crowded && stats.segments_emptied > round.emptied;
             stats.rounds += 1;
             *last_round = Some(now.since(round.began));
-            *due = if *asked { now } else { now.after(settings.interval) };
+            *due = if again { now } else { now.after(settings.interval) };
         } else {
+            let hurries = self.compactor.crowded && !round.asked;
             self.compactor.round = Some(round);
-            self.compactor.due = now.after(self.compactor.settings.sleep_interval);
+            let pause = if hurries { 0 } else { self.compactor.settings.sleep_interval };
+            self.compactor.due = now.after(pause);
         }
         true
     }
@@ -242,6 +264,27 @@ impl Shard {
             status.history_age = status.history_age.max(age);
         }
         status
+    }
+
+    /// Begins the next round, or goes on with the one under way, without a pause where the arenas are crowded with bytes that
+    /// have died since the last one.
+    pub(super) fn hurry(&mut self, now: Nanos) {
+        let (dead, crowded) = self.crowd();
+        let compactor = &mut self.compactor;
+        compactor.crowded = crowded;
+        let asked = compactor.round.is_some_and(|round| round.asked);
+        if crowded && !asked && dead > compactor.dead_left + compactor.dead_left / 4 {
+            compactor.due = compactor.due.min(now);
+        }
+    }
+
+    /// Dead bytes in the arenas, and whether they are more than should be.
+    fn crowd(&self) -> (usize, bool) {
+        let arenas = self.slots.iter().map(|slot| slot.arena.bytes());
+        let (dead, all) = arenas.fold((0, 0), |(dead, all), arena| {
+            (dead + arena.dead, all + arena.live + arena.dead + arena.free)
+        });
+        (dead, dead > all / CROWDED_PART)
     }
 
     fn oldest_reader(&self) -> Option<OldestReader> {

@@ -12,7 +12,7 @@ impl Slot {
     /// The data ids in which `session` owns registrations, each with the digest over those.
     pub fn session_datum_digests(&self, session: SessionId) -> BTreeMap<DatumKey, Digest> {
         let mut digests: BTreeMap<DatumKey, Digest> = BTreeMap::new();
-        for (index, publication) in self.live().filter(|(_, publication)| publication.owner == session) {
+        for (index, publication) in self.live().filter(|(_, publication)| { publication.owner } == session) {
             let key = self.datum(publication.datum).key;
             digests.entry(key).or_default().add(self.fingerprint_of(index));
         }
@@ -30,8 +30,8 @@ impl Slot {
             while next != NIL {
                 let publication = self.publication(next);
                 next = publication.after;
-                if publication.owner == session {
-                    return Some((publication.register, publication.version()));
+                if { publication.owner } == session {
+                    return Some((publication.register(&self.arena), publication.version()));
                 }
             }
             None

@@ -44,7 +44,7 @@ impl Slot {
                     kind: ChangeKind::Put,
                     durability: Durability::of_owner(publication.owner),
                     datum: self.datum(publication.datum).key,
-                    register: publication.register,
+                    register: publication.register(&self.arena),
                     version: publication.version(),
                     epoch: 0,
                     owner: publication.owner,

@@ -84,7 +84,7 @@ fn memory_comes_back_after_heavy_overwriting() {
         store.put((0..4000).filter(|register| register % 10 != round), 2000);
     }
     let before = store.node.shard.counts().arena;
-    assert!(before.dead > before.live, "something to do: {before:?}");
+    assert!(before.dead * 2 > before.live, "something to do: {before:?}");
     for _ in 0..100 {
         store.node.tick_after(MILLI);
     }
@@ -163,6 +163,28 @@ fn state(store: &Overwriting) -> CompactionState {
 }
 
 #[test]
+fn writes_that_come_faster_than_rounds_at_leisure_are_kept_up_with() {
+    let mut store = Overwriting::new(1 << 20);
+    let leisure = CompactionSettings {
+        interval: Nanos::SECOND,
+        sleep_interval: Nanos::SECOND,
+        utilization_min: 0.85,
+        ..AT_ONCE
+    };
+    store.node.shard.set_compaction(leisure);
+    store.put(0..4000, 300);
+    let mut worst: f64 = 0.0;
+    for round in 0..40u64 {
+        store.put((0..4000).filter(|register| mix64(register ^ round << 32).is_multiple_of(10)), 300);
+        (0..5).for_each(|_| store.node.tick_after(MILLI));
+        let arena = store.node.shard.counts().arena;
+        worst = worst.max(arena.dead as f64 / (arena.live + arena.dead + arena.free) as f64);
+    }
+    assert!(worst > 0.02 && worst < 0.2, "{worst}");
+    store.check(300);
+}
+
+#[test]
 fn steps_are_bounded_by_records_and_spaced_by_the_sleep() {
     let mut store =
         mostly_dead(CompactionSettings { batch_limit: 100, sleep_interval: 10 * MILLI, ..AT_ONCE });
@@ -232,11 +254,12 @@ fn off_peak_emptier_segments_count_and_steps_are_larger() {
     store.put((0..2000).filter(|register| register % 4 == 0), 1000);
     (0..50).for_each(|_| store.node.tick_after(MILLI));
     let peak = store.node.shard.compaction_status(store.node.now);
-    assert_eq!((peak.stats.records_walked, peak.dead_due), (0, 0), "a quarter is dead: not worth it by day");
+    let by_day = peak.stats.records_walked;
+    assert!(by_day < 100 && peak.dead_due == 0, "a quarter is dead: not worth it by day: {peak:?}");
     assert!(peak.dead_in_full_segments > 100_000);
     store.node.shard.set_off_peak(true);
     store.node.tick_after(MILLI);
-    assert!(store.node.shard.compaction_stats().records_walked > 10);
+    assert!(store.node.shard.compaction_stats().records_walked > by_day + 10);
     (0..50).for_each(|_| store.node.tick_after(MILLI));
     let night = store.node.shard.compaction_status(store.node.now);
     assert_eq!((night.dead_due, night.off_peak), (0, true));

@@ -1,0 +1,96 @@
+//! A vector that grows by pieces: nothing is ever copied to a larger place, and at most one piece is not full.
+
+use std::ops::{Index, IndexMut};
+
+/// Elements of a piece.
+const CHUNK: usize = 256;
+
+/// See the module.
+pub(super) struct Chunks<T> {
+    /// All before the last that has elements are full.
+    chunks: Vec<Vec<T>>,
+    len: usize,
+}
+
+impl<T> Default for Chunks<T> {
+    fn default() -> Self {
+        Self { chunks: Vec::new(), len: 0 }
+    }
+}
+
+impl<T: Copy> Chunks<T> {
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Elements for which there is memory.
+    pub(super) fn capacity(&self) -> usize {
+        self.chunks.iter().map(Vec::capacity).sum()
+    }
+
+    pub(super) fn push(&mut self, element: T) {
+        let at = self.len / CHUNK;
+        if at == self.chunks.len() {
+            // The first grows as a vector does: most slots of a small registry never need a second.
+            let first = if at == 0 { 0 } else { CHUNK };
+            self.chunks.push(Vec::with_capacity(first));
+        }
+        self.chunks[at].push(element);
+        self.len += 1;
+    }
+
+    /// Takes memory for `elements` in all, and touches it by filling it with `blank`.
+    pub(super) fn reserve(&mut self, elements: usize, blank: T) {
+        let chunks = elements.div_ceil(CHUNK);
+        self.chunks.resize_with(self.chunks.len().max(chunks), Vec::new);
+        for chunk in &mut self.chunks {
+            let held = chunk.len();
+            chunk.reserve_exact(CHUNK - held);
+            chunk.resize(CHUNK, blank);
+            chunk.truncate(held);
+        }
+    }
+
+    pub(super) fn get(&self, index: usize) -> Option<&T> {
+        self.chunks.get(index / CHUNK)?.get(index % CHUNK)
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &T> {
+        self.chunks.iter().flatten()
+    }
+}
+
+impl<T> Index<usize> for Chunks<T> {
+    type Output = T;
+
+    fn index(&self, index: usize) -> &T {
+        &self.chunks[index / CHUNK][index % CHUNK]
+    }
+}
+
+impl<T> IndexMut<usize> for Chunks<T> {
+    fn index_mut(&mut self, index: usize) -> &mut T {
+        &mut self.chunks[index / CHUNK][index % CHUNK]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn elements_stay_where_they_are_also_beyond_what_was_reserved() {
+        for reserved in [0, 10, 3 * CHUNK] {
+            let mut chunks = Chunks::default();
+            chunks.reserve(reserved, 0);
+            assert!(chunks.len() == 0 && chunks.capacity() >= reserved);
+            (0..4 * CHUNK + 1).for_each(|element| chunks.push(element));
+            chunks[CHUNK] = 7;
+            let expected = (0..4 * CHUNK + 1).map(|at| if at == CHUNK { 7 } else { at });
+            assert!(chunks.iter().copied().eq(expected));
+            assert!(chunks.len() == 4 * CHUNK + 1 && chunks.capacity() < 6 * CHUNK);
+            chunks.reserve(5 * CHUNK, 0);
+            assert!(chunks.len() == 4 * CHUNK + 1 && chunks[4 * CHUNK] == 4 * CHUNK);
+        }
+    }
+}

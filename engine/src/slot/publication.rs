@@ -1,0 +1,88 @@
+//! One registration in a slot's index, as dense as it can be: a node that holds ten million pays for every byte ten million
+//! times.
+
+use crate::{
+    arena::{Arena, Location},
+    batch::Durability,
+    id::{RegisterId, SessionId, Version, mix64},
+};
+
+/// No publication.
+pub(super) const NIL: u32 = u32::MAX;
+
+/// What may change about a registration, and where its record lies. What the record says is not said again: its register id
+/// is read from there, and only where there is no record, in its place (see [`Publication::register`]).
+#[derive(Clone, Copy)]
+#[repr(Rust, packed(2))]
+pub(crate) struct Publication {
+    pub(super) number: u64,
+    pub(super) owner: SessionId,
+    pub(super) place: Place,
+    pub(super) attach: u32,
+    pub(super) datum: u32,
+    /// Neighbours in the list of the data id's live registrations. Without a record they hold the halves of the register
+    /// id, and `after` of a vacant place is the next one.
+    pub(super) before: u32,
+    /// See `before`.
+    pub(super) after: u32,
+}
+
+const _: () = assert!(size_of::<Publication>() == 38);
+
+/// Where a registration's record is.
+#[derive(Clone, Copy)]
+pub(super) enum Place {
+    Vacant,
+    Live(Location),
+    Tombstone,
+}
+
+impl Publication {
+    /// A registration that has neither record nor tombstone yet.
+    pub(super) fn fresh(register: RegisterId, datum: u32) -> Self {
+        let mut fresh = Self {
+            number: 0,
+            owner: SessionId(0),
+            place: Place::Vacant,
+            attach: 0,
+            datum,
+            before: NIL,
+            after: NIL,
+        };
+        fresh.keep(register);
+        fresh
+    }
+
+    pub(super) fn is_persistent(&self) -> bool {
+        Durability::of_owner(self.owner) == Durability::Persistent
+    }
+
+    pub(super) fn version(&self) -> Version {
+        Version { number: self.number, attach: self.attach }
+    }
+
+    /// The registration: as the record says, or as it was [kept](Publication::keep) where there is none.
+    pub(super) fn register(&self, arena: &Arena) -> RegisterId {
+        match self.place {
+            Place::Live(at) => arena.get(at).register(),
+            Place::Tombstone | Place::Vacant => {
+                RegisterId(u64::from(self.before) << 32 | u64::from(self.after))
+            }
+        }
+    }
+
+    /// Keeps the register id of a registration that is in no list and has no record.
+    pub(super) fn keep(&mut self, register: RegisterId) {
+        (self.before, self.after) = ((register.0 >> 32) as u32, register.0 as u32);
+    }
+
+    /// Its place in the index. `seed` makes it unpredictable from outside.
+    pub(super) fn hash(&self, arena: &Arena, seed: u64) -> u64 {
+        hash(seed, self.datum, self.register(arena))
+    }
+}
+
+/// The place in the index of a registration of a data id, which goes by its number.
+pub(super) fn hash(seed: u64, datum: u32, register: RegisterId) -> u64 {
+    mix64(register.0 ^ mix64(u64::from(datum) ^ seed))
+}
