@@ -25,6 +25,8 @@ pub mod population;
 
 pub mod capacity;
 
+pub mod restart;
+
 /// A case, ready to run.
 pub struct Prepared {
     /// Operations that one run does.

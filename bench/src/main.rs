@@ -12,6 +12,7 @@ use bench::{
     meta::{self, MetaSpec},
     peers::{self, PeersSpec, report, server, slotcast},
     population::Population,
+    restart::{self, Place, RestartSpec},
 };
 use clap::{Parser, Subcommand};
 use comfy_table::{CellAlignment, Table, presets};
@@ -135,6 +136,50 @@ enum What {
         #[arg(long, value_name = "PATH")]
         chart: Option<PathBuf>,
     },
+    /// How long a data node takes to serve again from its directory
+    Restart {
+        /// Publishers of the whole node
+        #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
+        publishers: u64,
+        /// Opaque bytes that each publishes
+        #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(0..=32_768))]
+        payload_bytes: u32,
+        /// Bytes of each instance's name
+        #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(0..=256))]
+        name_bytes: u32,
+        /// Publishers of each data id
+        #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u64).range(1..=100_000))]
+        per_data_id: u64,
+        /// Shards, each on a thread of its own
+        #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=64))]
+        shards: u32,
+        /// Where the directory lies
+        #[arg(long, value_enum, default_value_t = Place::Tmpfs)]
+        storage: Place,
+        /// Where it is made: the working directory for a disk, /dev/shm for tmpfs, unless said
+        #[arg(long)]
+        dir: Option<PathBuf>,
+        /// Settings of the data node, as in its configuration (`data.journal_bytes_max=67108864`)
+        #[arg(long = "set", value_name = "SETTING")]
+        settings: Vec<String>,
+        /// Also write the figures here
+        #[arg(long, value_name = "PATH")]
+        json: Option<PathBuf>,
+    },
+    /// A data node that starts again, to be measured
+    #[command(hide = true)]
+    Start {
+        #[arg(long)]
+        folder: PathBuf,
+        #[arg(long)]
+        population: String,
+        #[arg(long, value_enum)]
+        place: Place,
+        #[arg(long)]
+        shards: u32,
+        #[arg(long = "set")]
+        settings: Vec<String>,
+    },
     /// Crashes a data node on a simulated disk at every operation, and compares what is recovered
     Crash {
         /// Crashes to recover from
@@ -194,6 +239,32 @@ fn main() -> anyhow::Result<()> {
                 chart,
             )
         }
+        What::Restart {
+            publishers,
+            payload_bytes,
+            name_bytes,
+            per_data_id,
+            shards,
+            storage,
+            dir,
+            settings,
+            json,
+        } => {
+            let population = Population {
+                publishers,
+                per_data_id,
+                payload_bytes: payload_bytes as usize,
+                name_bytes: name_bytes as usize,
+                sessions: 1,
+            };
+            measure_restart(&RestartSpec { population, place: storage, shards, settings, folder: dir }, json)
+        }
+        What::Start { folder, population, place, shards, settings } => {
+            let population = serde_json::from_str(&population)?;
+            let spec = RestartSpec { population, place, shards, settings, folder: None };
+            println!("{}", serde_json::to_string(&restart::start(&spec, &folder)?)?);
+            Ok(())
+        }
         What::Crash { points, seed } => crash(points, seed),
         What::Fixture { folder, list: true } => {
             print!("{}", fixture::list_of(&folder)?);
@@ -246,6 +317,41 @@ fn measure_capacity(
     if let Some(path) = chart {
         capacity::report::chart(spec, &found, &path)
             .with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(())
+}
+
+fn measure_restart(spec: &RestartSpec, json: Option<PathBuf>) -> anyhow::Result<()> {
+    warn_of_debug();
+    let bar = progress_bar()?;
+    bar.set_length(spec.population.publishers);
+    let found = restart::run(spec, &mut |what, done| {
+        bar.set_message(what.to_string());
+        bar.set_position(done);
+    });
+    bar.finish_and_clear();
+    let found = found?;
+    let (bytes, started) = (found.bytes as f64, &found.started);
+    println!("{}\n", restart::report::table(&found));
+    println!(
+        "{} publishers, every one compared, served again in {:.2} s; bound {:.1} s: {}",
+        started.publishers,
+        started.total,
+        restart::report::bound_s(spec),
+        if restart::report::is_kept(spec, &found) { "kept" } else { "NOT KEPT" }
+    );
+    println!(
+        "plainly reading the {:.0} MB takes {:.2} s at {:.0} MB/s ({}); page cache dropped: {}; filled in {:.1} s",
+        bytes / 1e6,
+        bytes / found.read_limit,
+        found.read_limit / 1e6,
+        found.read_how,
+        found.dropped,
+        found.fill_s,
+    );
+    if let Some(path) = json {
+        let text = serde_json::to_string_pretty(&restart::report::json(spec, &found))? + "\n";
+        fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
     }
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! A population of publishers, known by number: who they are and what each publishes in each round, without keeping any of
 //! it in memory.
 
+use serde::{Deserialize, Serialize};
 use slotcast_engine::{
     batch::{Change, ChangeKind, Durability, write_name, write_put},
     id::{DatumKey, RegisterId, SessionId, SlotId, Version, mix64},
@@ -10,7 +11,7 @@ use slotcast_engine::{
 use crate::formats::data_id;
 
 /// How many there are, and what they are like.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Population {
     /// Publishers of the whole node.
     pub publishers: u64,

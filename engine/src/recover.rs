@@ -30,6 +30,27 @@ pub trait Files {
     fn list(&mut self) -> Result<Vec<(String, u64)>, String>;
     /// Fills `bytes` from an offset of a file. `Err` says what went wrong.
     fn read(&mut self, file: &str, offset: u64, bytes: &mut [u8]) -> Result<(), String>;
+    /// Hears that a file will be read soon, from its beginning to its end.
+    fn soon(&mut self, _file: &str) {}
+    /// Hears what recovery does from here on, for whoever wants to tell how long each part takes.
+    fn turn_to(&mut self, _work: Work) {}
+}
+
+/// What recovery spends its time on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Work {
+    /// Bytes are fetched.
+    Read,
+    /// A block is compared with its checksum.
+    Checksum,
+    /// The records of a block of a snapshot are checked as at every trust boundary.
+    Validate,
+    /// The entries of a block of a snapshot are stored.
+    Apply,
+    /// The batches of a block of a journal are checked and stored.
+    Tail,
+    /// Everything else.
+    Rest,
 }
 
 /// Why a data directory cannot be used.
@@ -443,14 +464,19 @@ pub fn recover(
     assert!(config.epoch > layout.epoch, "an epoch that no run here has opened");
     let mut report = Report::default();
     let mut slots: BTreeMap<SlotId, Loading> = BTreeMap::new();
+    let mine = |slot: &SlotId| slot.shard(config.shards) == config.shard;
+    let mut coming = layout.snapshots.keys().copied().filter(mine).skip(1);
     for (slot, bytes) in &layout.snapshots {
         let file = snapshot::file(*slot);
         if !config.slots.contains(&slot.0) {
             let what = format!("slot {} led by this node, which leads it no more", slot.0);
             return Err(RecoverError::Settings { file, what });
         }
-        if slot.shard(config.shards) != config.shard {
+        if !mine(slot) {
             continue;
+        }
+        if let Some(next) = coming.next() {
+            files.soon(&snapshot::file(next));
         }
         let loading = read_snapshot(files, config, *slot, *bytes, &mut report)?;
         slots.insert(*slot, loading);
@@ -493,6 +519,7 @@ pub fn recover(
             segments.extend(stream.segments.iter().map(|segment| (segment.id, segment.bytes)));
         }
     }
+    files.turn_to(Work::Rest);
     let revision = Revision::open(config.epoch);
     let slots = slots
         .into_iter()
@@ -569,16 +596,22 @@ impl Loading {
 
     /// Applies an entry after all checks of a trust boundary.
     fn restore(&mut self, config: &RecoverConfig, entry: Entry<'_>) -> Result<(), String> {
-        if entry.change.datum.slot(config.slot_count) != self.slot.id() {
-            return Err("an entry of another slot".into());
-        }
-        if entry.name().is_some_and(|name| DataId::key_of_canonical(name) != Ok(entry.change.datum)) {
-            return Err("a name that does not belong to its key".into());
-        }
-        if let Some(record) = entry.record() {
-            record.validate().map_err(|error| error.to_string())?;
-        }
+        validate(config, self.slot.id(), entry)?;
         self.slot.restore(entry);
         Ok(())
+    }
+}
+
+/// All checks of a trust boundary.
+fn validate(config: &RecoverConfig, slot: SlotId, entry: Entry<'_>) -> Result<(), String> {
+    if entry.change.datum.slot(config.slot_count) != slot {
+        return Err("an entry of another slot".into());
+    }
+    if entry.name().is_some_and(|name| DataId::key_of_canonical(name) != Ok(entry.change.datum)) {
+        return Err("a name that does not belong to its key".into());
+    }
+    match entry.record() {
+        Some(record) => record.validate().map(|_| ()).map_err(|error| error.to_string()),
+        None => Ok(()),
     }
 }

@@ -2,7 +2,7 @@
 
 use rkyv::util::AlignedVec;
 
-use super::{Files, Loading, RecoverConfig, RecoverError, Report, Segment, Stream, damaged};
+use super::{Files, Loading, RecoverConfig, RecoverError, Report, Segment, Stream, Work, damaged, validate};
 use crate::{
     batch::entries,
     block::{BlockError, BlockHead, BlockKind, HEADER_BYTES},
@@ -12,18 +12,23 @@ use crate::{
     snapshot::{self, SnapshotHead},
 };
 
-/// A file read block after block, with memory that is used again.
+/// A file read block after block, with memory that is used again. Blocks of a file are mostly alike, so as much is read at
+/// once as the block before had.
 pub(super) struct Blocks<'a> {
     files: &'a mut dyn Files,
     file: String,
     bytes: u64,
     pub(super) offset: u64,
     block: AlignedVec,
+    /// Bytes at the start of `block` that are the file's at `offset`.
+    filled: usize,
+    /// Length of the block before.
+    usual: usize,
 }
 
 impl<'a> Blocks<'a> {
     pub(super) fn open(files: &'a mut dyn Files, file: String, bytes: u64) -> Self {
-        Self { files, file, bytes, offset: 0, block: AlignedVec::new() }
+        Self { files, file, bytes, offset: 0, block: AlignedVec::new(), filled: 0, usual: HEADER_BYTES }
     }
 
     /// Reads the block at the offset and checks its checksum, without going on. The outer error is the system's.
@@ -32,21 +37,32 @@ impl<'a> Blocks<'a> {
         if left < HEADER_BYTES as u64 {
             return Ok(Err(BlockError::Truncated { needed: HEADER_BYTES as u64, got: left }));
         }
-        self.fill(HEADER_BYTES)?;
+        self.filled = 0;
+        self.fill(self.usual.min(left as usize))?;
         let head = match BlockHead::read(&self.block) {
             Ok(head) if head.len as u64 <= left => head,
             Ok(head) => return Ok(Err(BlockError::Truncated { needed: head.len as u64, got: left })),
             Err(error) => return Ok(Err(error)),
         };
+        self.usual = head.len;
         self.fill(head.len)?;
-        Ok(head.verify(&self.block).map(|()| head))
+        self.files.turn_to(Work::Checksum);
+        Ok(head.verify(&self.block[..head.len]).map(|()| head))
     }
 
+    /// Reads on until `len` bytes from the offset are there.
     fn fill(&mut self, len: usize) -> Result<(), RecoverError> {
-        self.block.resize(len, 0);
-        self.files
-            .read(&self.file, self.offset, &mut self.block)
-            .map_err(|what| RecoverError::Read { file: self.file.clone(), what })
+        if self.block.len() < len {
+            self.block.resize(len, 0);
+        }
+        if self.filled < len {
+            self.files.turn_to(Work::Read);
+            self.files
+                .read(&self.file, self.offset + self.filled as u64, &mut self.block[self.filled..len])
+                .map_err(|what| RecoverError::Read { file: self.file.clone(), what })?;
+            self.filled = len;
+        }
+        Ok(())
     }
 
     pub(super) fn content(&self, head: &BlockHead) -> &[u8] {
@@ -158,6 +174,7 @@ fn read_segment(
             Ok(head) if head.kind != BlockKind::Frames => "a block of another kind".to_string(),
             Ok(head) => {
                 let at = (segment.id, blocks.offset);
+                blocks.files.turn_to(Work::Tail);
                 for frame in frames(blocks.content(&head)) {
                     take(frame.map_err(|what| blocks.damaged(what))?, at)?;
                 }
@@ -227,9 +244,15 @@ pub(super) fn read_snapshot(
         }
         match block.kind {
             BlockKind::Entries => {
+                blocks.files.turn_to(Work::Validate);
                 for entry in entries(blocks.content(&block)) {
                     let entry = entry.map_err(|error| blocks.damaged(error))?;
-                    loading.restore(config, entry).map_err(|what| blocks.damaged(what))?;
+                    validate(config, loading.slot.id(), entry).map_err(|what| blocks.damaged(what))?;
+                }
+                blocks.files.turn_to(Work::Apply);
+                for entry in entries(blocks.content(&block)) {
+                    let entry = entry.map_err(|error| blocks.damaged(error))?;
+                    loading.slot.restore(entry);
                     count += 1;
                 }
             }

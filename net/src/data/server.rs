@@ -63,7 +63,7 @@ impl DataServer {
         let (mut lock, mut recovered) = (None, Vec::new());
         let mut options = options.clone();
         if let Some(storage) = &options.storage {
-            let Opened { lock: held, epoch, shards } = storage.open(&options.shard)?;
+            let Opened { lock: held, epoch, shards, .. } = storage.open(&options.shard)?;
             (lock, recovered, options.shard.epoch) = (Some(held), shards, epoch);
         }
         let options = &options;

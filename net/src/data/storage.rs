@@ -22,7 +22,7 @@ use slotcast_engine::{
     storage::{Storage, StorageConfig, StorageState},
 };
 
-use crate::io::disk::{DirectoryFiles, DirectoryLock, LOCK_FILE};
+use crate::io::disk::{DirectoryFiles, DirectoryLock, LOCK_FILE, WorkTimes};
 
 /// Where a data node keeps its slots.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,6 +53,8 @@ pub struct Opened {
     pub epoch: u32,
     /// What each shard found.
     pub shards: Vec<Recovered>,
+    /// How long each shard took for what.
+    pub times: Vec<WorkTimes>,
 }
 
 impl StorageOptions {
@@ -70,13 +72,13 @@ impl StorageOptions {
     /// Locks the directory and reads every shard of `config` from it.
     pub fn open(&self, config: &ShardConfig) -> anyhow::Result<Opened> {
         let lock = DirectoryLock::take(&self.folder)?;
-        let (epoch, shards) = read_all(&self.folder, config)
+        let (epoch, shards, times) = read_all(&self.folder, config)
             .with_context(|| format!("the data directory {} cannot be used", self.folder.display()))?;
-        Ok(Opened { lock, epoch, shards })
+        Ok(Opened { lock, epoch, shards, times })
     }
 }
 
-fn read_all(folder: &Path, config: &ShardConfig) -> anyhow::Result<(u32, Vec<Recovered>)> {
+fn read_all(folder: &Path, config: &ShardConfig) -> anyhow::Result<(u32, Vec<Recovered>, Vec<WorkTimes>)> {
     let mut files = DirectoryFiles::new(folder);
     let mut layout = Layout::read(&mut files, config.slot_count, &[LOCK_FILE])?;
     layout.notes.iter().for_each(|note| tracing::warn!("{note}"));
@@ -84,7 +86,7 @@ fn read_all(folder: &Path, config: &ShardConfig) -> anyhow::Result<(u32, Vec<Rec
     let mut queue = DiskQueue::default();
     layout.clean_up(&mut queue);
     files.carry_out(&mut queue)?;
-    let mut shards = read_shards(folder, &layout, config, epoch)?;
+    let (mut shards, mut times) = read_shards(folder, &layout, config, epoch)?;
     if layout.is_resharded(config.shards) {
         tracing::info!(shards = config.shards, "the shard count has changed: every slot gets a new snapshot");
         for (shard, recovered) in shards.iter().enumerate() {
@@ -95,9 +97,9 @@ fn read_all(folder: &Path, config: &ShardConfig) -> anyhow::Result<(u32, Vec<Rec
         files.carry_out(&mut queue)?;
         drop(shards);
         layout = Layout::read(&mut files, config.slot_count, &[LOCK_FILE])?;
-        shards = read_shards(folder, &layout, config, epoch)?;
+        (shards, times) = read_shards(folder, &layout, config, epoch)?;
     }
-    for recovered in &shards {
+    for (recovered, times) in shards.iter().zip(&times) {
         let report = &recovered.report;
         for (file, offset, bytes) in &report.torn {
             tracing::warn!(file, offset, bytes, "a crash tore the end of a journal: it is cut off");
@@ -109,10 +111,15 @@ fn read_all(folder: &Path, config: &ShardConfig) -> anyhow::Result<(u32, Vec<Rec
             batches = report.batches,
             bytes = report.bytes,
             epoch,
+            read_ms = times.read / 1_000_000,
+            checksum_ms = times.checksum / 1_000_000,
+            validate_ms = times.validate / 1_000_000,
+            apply_ms = times.apply / 1_000_000,
+            tail_ms = times.tail / 1_000_000,
             "recovered a shard"
         );
     }
-    Ok((epoch, shards))
+    Ok((epoch, shards, times))
 }
 
 fn read_shards(
@@ -120,7 +127,7 @@ fn read_shards(
     layout: &Layout,
     config: &ShardConfig,
     epoch: u32,
-) -> anyhow::Result<Vec<Recovered>> {
+) -> anyhow::Result<(Vec<Recovered>, Vec<WorkTimes>)> {
     let bar = if std::io::stderr().is_terminal() && !layout.is_empty() {
         let style = ProgressStyle::with_template("recovering {bar:40} {bytes} of {total_bytes}, {eta} left")?;
         ProgressBar::new(layout.bytes()).with_style(style)
@@ -131,20 +138,18 @@ fn read_shards(
     let read = |shard: u32| {
         let config = recover_config(config, shard, epoch);
         let mut files = DirectoryFiles::new(folder);
-        recover(layout, &mut files, &config, &mut |bytes| bar.inc(bytes))
+        let recovered = recover(layout, &mut files, &config, &mut |bytes| bar.inc(bytes))?;
+        Ok((recovered, files.times()))
     };
-    let shards = std::thread::scope(|scope| {
+    let shards: anyhow::Result<Vec<_>> = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..config.shards).map(|shard| scope.spawn(move || read(shard))).collect();
         let shards = threads.into_iter().map(|thread| {
-            thread
-                .join()
-                .map_err(|_| anyhow!("a thread that recovers a shard has panicked"))?
-                .map_err(Into::into)
+            thread.join().map_err(|_| anyhow!("a thread that recovers a shard has panicked"))?
         });
         shards.collect()
     });
     bar.finish_and_clear();
-    shards
+    Ok(shards?.into_iter().unzip())
 }
 
 fn recover_config(config: &ShardConfig, shard: u32, epoch: u32) -> RecoverConfig {

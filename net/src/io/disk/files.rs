@@ -10,8 +10,11 @@ use std::{
 use anyhow::{Context, bail};
 use slotcast_engine::{
     disk_op::{DiskOp, DiskQueue},
-    recover::Files,
+    id::Nanos,
+    recover::{Files, Work},
 };
+
+use crate::io::clock;
 
 /// The file that a running node holds a lock on.
 pub const LOCK_FILE: &str = "lock";
@@ -66,16 +69,43 @@ impl DirectoryLock {
     }
 }
 
+/// How long each part of a recovery took, in nanoseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WorkTimes {
+    /// Fetching bytes, waiting for the disk included.
+    pub read: u64,
+    /// Comparing blocks with their checksums.
+    pub checksum: u64,
+    /// Checking the records of snapshots.
+    pub validate: u64,
+    /// Storing what snapshots hold.
+    pub apply: u64,
+    /// Checking and storing what journals hold.
+    pub tail: u64,
+    /// All else.
+    pub rest: u64,
+}
+
 /// The files of a directory, read and changed by blocking calls.
 pub struct DirectoryFiles {
     folder: PathBuf,
     open: Option<(String, File)>,
+    /// A file that will be read next.
+    ahead: Option<(String, File)>,
+    work: (Work, Nanos),
+    times: WorkTimes,
 }
 
 impl DirectoryFiles {
     /// The files in `folder`.
     pub fn new(folder: &Path) -> Self {
-        Self { folder: folder.to_path_buf(), open: None }
+        let work = (Work::Rest, clock::now());
+        Self { folder: folder.to_path_buf(), open: None, ahead: None, work, times: WorkTimes::default() }
+    }
+
+    /// How long each part of what was recovered through it has taken.
+    pub fn times(&self) -> WorkTimes {
+        self.times
     }
 
     /// Carries out everything that is queued; stops at the first error.
@@ -117,6 +147,9 @@ impl DirectoryFiles {
     }
 
     fn file(&mut self, name: &str) -> io::Result<&File> {
+        if let Some(ahead) = self.ahead.take_if(|(ahead, _)| ahead == name) {
+            self.open = Some(ahead);
+        }
         if self.open.as_ref().is_none_or(|(open, _)| open != name) {
             let options = File::options().read(true).clone();
             self.open = Some((name.to_string(), options.open(self.folder.join(name))?));
@@ -140,5 +173,26 @@ impl Files for DirectoryFiles {
     fn read(&mut self, file: &str, offset: u64, bytes: &mut [u8]) -> Result<(), String> {
         let file = self.file(file).map_err(|error| error.to_string())?;
         file.read_exact_at(bytes, offset).map_err(|error| error.to_string())
+    }
+
+    fn soon(&mut self, file: &str) {
+        let Ok(opened) = File::open(self.folder.join(file)) else { return };
+        // The kernel fetches it while the file before is worked on. If it does not, reading takes longer, that is all.
+        let _ = rustix::fs::fadvise(&opened, 0, None, rustix::fs::Advice::WillNeed);
+        self.ahead = Some((file.to_string(), opened));
+    }
+
+    fn turn_to(&mut self, work: Work) {
+        let now = clock::now();
+        let (before, since) = std::mem::replace(&mut self.work, (work, now));
+        let spent = match before {
+            Work::Read => &mut self.times.read,
+            Work::Checksum => &mut self.times.checksum,
+            Work::Validate => &mut self.times.validate,
+            Work::Apply => &mut self.times.apply,
+            Work::Tail => &mut self.times.tail,
+            Work::Rest => &mut self.times.rest,
+        };
+        *spent += now.since(since);
     }
 }

@@ -30,7 +30,7 @@ use slotcast_engine::{
     storage::OPERATIONS_MAX,
 };
 
-pub use files::{DirectoryFiles, DirectoryLock, LOCK_FILE};
+pub use files::{DirectoryFiles, DirectoryLock, LOCK_FILE, WorkTimes};
 
 use crate::io::ring::Waker;
 
