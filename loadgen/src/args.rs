@@ -37,6 +37,8 @@ pub enum Command {
     Demo(DemoArgs),
     /// Runs a made-up workload at a steady rate.
     Run(RunArgs),
+    /// Runs the same workload over a grid of settings, and recommends values.
+    Sweep(SweepArgs),
     /// Replays a trace file.
     Replay(ReplayArgs),
     /// Measures what the bare sockets of this machine give, with no registry at all.
@@ -212,6 +214,24 @@ pub struct RunArgs {
     /// Fixes everything drawn.
     #[arg(long, default_value_t = 1)]
     pub rng_seed: u64,
+}
+
+/// Arguments of `sweep`: its own, and those of `run`, which all points share.
+#[derive(Args, Debug)]
+pub struct SweepArgs {
+    /// A setting with its values, such as `data.journal_batch_interval=1ms,10ms,100ms`; the section may be left out where
+    /// only one has the setting. May be repeated: all combinations are run.
+    #[arg(long, value_name = "KEY=A,B,...", required = true)]
+    pub vary: Vec<String>,
+    /// Folder for the results of all runs and for what is finished; the same command with the same folder goes on there.
+    #[arg(long, value_name = "FOLDER", default_value = "sweep")]
+    pub into: PathBuf,
+    /// Runs of each point; all points are run in turn, then all again.
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..))]
+    pub repeats: u8,
+    /// What each point runs.
+    #[command(flatten)]
+    pub run: RunArgs,
 }
 
 /// Arguments of `replay`.

@@ -61,4 +61,6 @@ pub mod report;
 
 pub mod find_max;
 
+pub mod sweep;
+
 pub mod args;

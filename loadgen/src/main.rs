@@ -1,4 +1,4 @@
-//! The binary: `loadgen demo | run | replay | limit | links | ingest | chaos`, and the children it starts from itself.
+//! The binary: `loadgen demo | run | sweep | replay | limit | links | ingest | chaos`, and the children it starts from itself.
 
 use std::{
     fs,
@@ -12,7 +12,7 @@ use clap::Parser;
 use loadgen::{
     args::{
         ChaosArgs, ChildArgs, Cli, Command, IngestArgs, LimitArgs, LinksArgs, Output, RoleCommand, RunArgs,
-        Setting,
+        Setting, SweepArgs,
     },
     chaos,
     division::Division,
@@ -25,6 +25,7 @@ use loadgen::{
     roles,
     run::{self, Outcome, RECV_BUFFER_BYTES, RECV_BUFFERS},
     source::Source,
+    sweep::{self, SweepSpec, grid},
     worker,
 };
 
@@ -39,6 +40,7 @@ fn main() -> ExitCode {
         }
         Command::Run(args) if args.find_max => find_max(&args),
         Command::Run(args) => drive(&args.setting, &args.output, args.source()),
+        Command::Sweep(args) => sweep(&args),
         Command::Replay(args) => drive(&args.setting, &args.output, args.source()),
         Command::Limit(args) => limit(&args),
         Command::Links(args) => links(&args),
@@ -133,6 +135,39 @@ fn find_max(args: &RunArgs) -> Result<ExitCode> {
     chart::write_steps(&path, &steps).with_context(|| format!("cannot write {}", path.display()))?;
     println!("chart: {}", path.display());
     Ok(if found.is_some() { ExitCode::SUCCESS } else { ExitCode::from(NOT_OK) })
+}
+
+/// Runs a grid of settings; see [`sweep`](loadgen::sweep).
+fn sweep(args: &SweepArgs) -> Result<ExitCode> {
+    let axes: Result<Vec<grid::Axis>> = args.vary.iter().map(|text| grid::axis(text)).collect();
+    let axes = match axes {
+        Ok(axes) if !args.run.find_max => axes,
+        Ok(_) => {
+            eprintln!("error: a sweep compares runs of one rate: leave --find-max out");
+            return Ok(ExitCode::from(USAGE));
+        }
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            return Ok(ExitCode::from(USAGE));
+        }
+    };
+    let arguments = sweep::shared_arguments(std::env::args().skip_while(|it| it != "sweep").skip(1));
+    let spec = SweepSpec { axes, arguments, repeats: args.repeats.into(), folder: args.into.clone() };
+    let progress = Progress::new();
+    let result =
+        sweep::sweep(&spec, &progress, |settings, files| sweep::run_child(&spec.arguments, settings, files));
+    progress.finish();
+    let swept = result?;
+    println!("{}", sweep::report::table(&spec.axes, &swept));
+    println!("{}", sweep::report::recommendation(&spec.axes, &swept));
+    let output = &args.run.output;
+    let json = output.json.clone().unwrap_or_else(|| spec.folder.join("sweep.json"));
+    write_json(&json, &sweep::report::json(&spec.axes, &swept))?;
+    let chart = output.chart.clone().unwrap_or_else(|| json.with_extension("svg"));
+    sweep::report::chart(&spec.axes, &swept, &chart)
+        .with_context(|| format!("cannot write {}", chart.display()))?;
+    println!("results: {}, chart: {}", json.display(), chart.display());
+    Ok(if swept.choice.is_some() { ExitCode::SUCCESS } else { ExitCode::from(NOT_OK) })
 }
 
 fn links(args: &LinksArgs) -> Result<ExitCode> {

@@ -2,9 +2,9 @@
 
 use comfy_table::{CellAlignment, Table, presets};
 use serde_json::{Value, json};
+use slotcast_net::provenance;
 
 use super::{Restart, RestartSpec};
-use slotcast_net::provenance;
 
 /// Whether the start took no longer than it may; bounds are for ten million publishers and grow with them.
 pub fn is_kept(spec: &RestartSpec, found: &Restart) -> bool {
