@@ -165,3 +165,21 @@ fn the_process_ends_with_an_error_that_names_the_key() {
     assert_eq!(status, Some(2));
     assert!(said.contains("--set"), "{said}");
 }
+
+#[test]
+fn the_page_on_tuning_has_every_setting() {
+    let page = include_str!("../../../docs/tuning.md");
+    let table = toml::Table::try_from(Config::default()).unwrap();
+    // Who a process is and where it listens is nothing to tune.
+    let plain = ["data.id", "data.http", "session.listen", "session.http"];
+    let mut missing = Vec::new();
+    for section in ["data", "session"] {
+        for key in table[section].as_table().unwrap().keys() {
+            let name = format!("{section}.{key}");
+            if !plain.contains(&name.as_str()) && !page.contains(&format!("`{name}`")) {
+                missing.push(name);
+            }
+        }
+    }
+    assert!(missing.is_empty(), "docs/tuning.md does not have {missing:?}");
+}
