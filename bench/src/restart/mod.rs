@@ -249,7 +249,7 @@ mod tests {
     fn a_small_directory_is_filled_and_served_again_in_every_slot() {
         let folder = tempfile::tempdir().unwrap();
         let population =
-            Population { publishers: 3_000, per_data_id: 7, payload_bytes: 100, name_bytes: 8, sessions: 3 };
+            Population { publishers: 40_000, per_data_id: 7, payload_bytes: 100, name_bytes: 8, sessions: 3 };
         let spec = RestartSpec {
             population,
             place: Place::Tmpfs,
@@ -259,7 +259,7 @@ mod tests {
         };
         fill::run(&spec, &spec.config(folder.path()).unwrap(), &mut |_, _| ()).unwrap();
         let started = start(&spec, folder.path()).unwrap();
-        assert_eq!((started.publishers, started.compared, started.slots), (3_000, 3_000, 1024));
+        assert_eq!((started.publishers, started.compared, started.slots), (40_000, 40_000, 1024));
         assert!(started.entries > 0, "a part came from snapshots");
         let sum = started.open + started.read + started.apply + started.ready;
         assert!(sum > 0.0 && started.total >= started.ready);
