@@ -6,9 +6,9 @@ use anyhow::{Result, anyhow};
 use comfy_table::{CellAlignment, Table, presets};
 use plotters::prelude::*;
 use serde_json::{Value, json};
+use slotcast_net::provenance;
 
 use super::{Swept, choice::Point, grid::Axis};
-use crate::report::machine;
 
 const SIZE: (u32, u32) = (960, 480);
 
@@ -87,9 +87,9 @@ pub fn json(axes: &[Axis], swept: &Swept) -> Value {
         "as_good": choice.map_or(Vec::new(), |choice| choice.ties.clone()),
         "recommendation": recommendation(axes, swept),
         "resumed_runs": swept.resumed,
-        "command": machine::command(),
-        "commit": machine::commit(),
-        "machine": machine::machine(),
+        "command": provenance::command(),
+        "commit": provenance::commit(),
+        "machine": provenance::machine(),
     })
 }
 
