@@ -236,7 +236,8 @@ pub struct MetaSection {
     /// Longest wait for them from the first node on.
     #[serde(with = "humantime_serde")]
     pub first_wait: Duration,
-    /// Longest wait, after an election, for the nodes of the last table.
+    /// Longest wait, after an election, for nodes. Those of the last table are waited for at least as long as a live one may
+    /// take to find the new leader: 4 s, and `node_lease`.
     #[serde(with = "humantime_serde")]
     pub warm_up: Duration,
     /// How long a new member may take to get in sync before others are moved in spite of it.

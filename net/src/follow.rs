@@ -17,6 +17,14 @@ use crate::wire::{
     slot_table::{NodeNumber, SlotTable, TableError},
 };
 
+/// Longest wait between two attempts at the same process, all processes tried in between.
+const RETRY_MAX: u64 = 2 * Nanos::SECOND;
+/// How long a connect or an answer may take.
+const PATIENCE: u64 = Nanos::SECOND;
+/// Longest time (nanoseconds) that a live follower takes to find the process that leads, with two others that do not answer:
+/// what a new leader has to wait before it takes a follower that it has not heard for lost.
+pub const FIND_MAX: u64 = RETRY_MAX + 2 * PATIENCE;
+
 /// What a link is told at its start.
 #[derive(Clone, Debug)]
 pub struct MetaLinkConfig {
@@ -30,14 +38,15 @@ pub struct MetaLinkConfig {
     pub peer: MetaPeer,
     /// Time between heartbeats (nanoseconds).
     pub heartbeat: u64,
-    /// Shortest and longest wait after a failure before the next process is tried.
+    /// Shortest wait after a failure before the next process is tried, and longest sum of the waits in which all processes
+    /// are tried once, but for many processes no less than the shortest for each.
     pub retry: (u64, u64),
     /// How long a connect or an answer may take before the next process is tried.
     pub patience: u64,
 }
 
 impl MetaLinkConfig {
-    /// The defaults: a heartbeat every 300 ms, retries after 50 ms to 2 s, a second of patience.
+    /// The defaults: a heartbeat every 300 ms, retries after 50 ms and all processes within 2 s, a second of patience.
     pub fn new(metas: Vec<SocketAddr>, cluster: &str, slot_count: u32, peer: MetaPeer) -> Self {
         let ms = Nanos::SECOND / 1000;
         Self {
@@ -46,8 +55,8 @@ impl MetaLinkConfig {
             slot_count,
             peer,
             heartbeat: 300 * ms,
-            retry: (50 * ms, 2000 * ms),
-            patience: 1000 * ms,
+            retry: (50 * ms, RETRY_MAX),
+            patience: PATIENCE,
         }
     }
 }
@@ -372,7 +381,10 @@ impl MetaLink {
     fn fail(&mut self, now: Nanos, jitter: u64) {
         let (shortest, longest) = self.config.retry;
         // All processes are tried once before the waits grow: one of them may well be there.
-        let rounds = self.failures / self.config.metas.len() as u32;
+        let count = self.config.metas.len() as u32;
+        let rounds = self.failures / count;
+        // The one that leads next may be the last of them: however many there are, it is tried in time.
+        let longest = (longest / u64::from(count)).max(shortest);
         let wait = shortest.saturating_mul(1 << rounds.min(20)).min(longest).max(1);
         self.failures = self.failures.saturating_add(1);
         self.state = LinkState::Waiting(now.after(wait / 2 + jitter % (wait / 2 + 1)));

@@ -2,14 +2,15 @@
 //! stored out.
 //!
 //! ```text
-//!              elected, table loaded            everybody is heard, or `warm_up` is over
+//!              elected, table loaded            everybody is heard, or waited for long enough
 //!   Standby ───────────────────────▶ Warming ─────────────────────────────────────────▶ Leading
 //!      ▲                                │                                                 │
 //!      └──────────── deposed ───────────┴──────────────────── deposed ─────────────────────┘
 //! ```
 //!
 //! - A table is told to nobody before the store has it. While the store does not answer, the last table stands.
-//! - No table is made in `Warming`: the largest table and leader epochs that nodes know of are learnt first.
+//! - No table is made in `Warming`: the largest table and leader epochs that nodes know of are learnt first. A node that has
+//!   not found this process yet is not taken for lost before it had the time to.
 //! - A node that knows a newer table than this one is asked for it. So a store that was set back, or lost, is healed.
 
 use std::{
@@ -21,6 +22,7 @@ use std::{
 use slotcast_engine::id::{Nanos, Revision};
 
 use crate::{
+    follow::FIND_MAX,
     meta::{
         assign::EpochSeen,
         members::{Members, PeerId},
@@ -65,7 +67,8 @@ pub struct MetaConfig {
     pub nodes_min: usize,
     /// Longest wait for them from the first node on.
     pub first_wait: u64,
-    /// Longest wait, after an election, for the nodes of the table that was loaded.
+    /// Longest wait, after an election, for nodes. For those of a table it is never less than the lease and
+    /// [`FIND_MAX`](crate::follow::FIND_MAX): one that lives and looks for this process keeps what it has.
     pub warm_up: u64,
     /// How long a new member may take to get in sync before others are moved in spite of it.
     pub sync_timeout: u64,
@@ -90,7 +93,7 @@ impl MetaConfig {
             hold: 10_000 * ms,
             nodes_min: 1,
             first_wait: 5000 * ms,
-            warm_up: 3000 * ms,
+            warm_up: FIND_MAX,
             sync_timeout: 60_000 * ms,
             round_interval: 50 * ms,
             history_bytes_max: 8 << 20,

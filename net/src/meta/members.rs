@@ -89,6 +89,8 @@ pub struct Expiry {
     pub ended: Vec<Arc<str>>,
     /// Leases that should have ended but were held back, because they are too many at once.
     pub held_back: usize,
+    /// How long the control plane stood still before this tick (nanoseconds); nobody could be heard.
+    pub paused: u64,
 }
 
 /// All members.
@@ -220,7 +222,8 @@ impl Members {
     pub fn tick(&mut self, now: Nanos) -> Expiry {
         let gap = self.last_tick.map_or(0, |last| now.since(last));
         self.last_tick = Some(now);
-        if gap > (self.lease / 2).min(Nanos::SECOND) {
+        let paused = if gap > (self.lease / 2).min(Nanos::SECOND) { gap } else { 0 };
+        if paused > 0 {
             self.members.values_mut().for_each(|member| member.lease_end = member.lease_end.after(gap));
         }
         let due: Vec<Arc<str>> = self
@@ -231,19 +234,19 @@ impl Members {
             .collect();
         if due.is_empty() {
             self.holding_since = None;
-            return Expiry::default();
+            return Expiry { paused, ..Expiry::default() };
         }
         // With nobody left there is nobody to give anything to.
         let is_storm = due.len() >= 2 && due.len() * 3 > self.members.len();
         let since = *self.holding_since.get_or_insert(now);
         if due.len() == self.members.len() && due.len() >= 2 || (is_storm && now.since(since) < self.hold) {
-            return Expiry { ended: Vec::new(), held_back: due.len() };
+            return Expiry { ended: Vec::new(), held_back: due.len(), paused };
         }
         self.holding_since = None;
         for member in due.iter().filter_map(|id| self.members.remove(id)) {
             release(&mut self.addrs, &member.entry);
         }
-        Expiry { ended: due, held_back: 0 }
+        Expiry { ended: due, held_back: 0, paused }
     }
 }
 
@@ -317,7 +320,7 @@ mod tests {
         let mut members = members(1);
         assert_eq!(run(&mut members, 0, 1000, &[]), []);
         // It stands still for a minute, and the node is heard 300 ms later.
-        assert_eq!(members.tick(Nanos(61_000 * MS)), Expiry::default());
+        assert_eq!(members.tick(Nanos(61_000 * MS)), Expiry { paused: 60_000 * MS, ..Expiry::default() });
         assert_eq!(run(&mut members, 61_100, 61_300, &["n0"]), []);
         assert_eq!(run(&mut members, 61_400, 62_000, &[]), []);
         // Only time in which it ran counts: 2 s of silence after that are an end.

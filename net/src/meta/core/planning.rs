@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use slotcast_engine::id::Nanos;
 
 use crate::{
+    follow::FIND_MAX,
     meta::{
         assign::{AssignLimits, Candidate, Presence, assign},
         core::{MetaCore, Output, Phase},
@@ -23,6 +24,8 @@ impl MetaCore {
         }
         let expiry = self.members.tick(now);
         self.held_back = expiry.held_back;
+        // Time in which it stood still is no time in which nodes could find it.
+        self.elected_at = self.elected_at.after(expiry.paused);
         for id in expiry.ended {
             self.counters.leases_ended += 1;
             tracing::warn!(node = &*id, "the lease of a node has ended");
@@ -43,20 +46,28 @@ impl MetaCore {
         }
     }
 
+    /// How long nodes are waited for. Until the lease of a node is over it may still lead, and one that lives may take
+    /// `FIND_MAX` to come here: to take it for lost before that would take its slots from it.
+    fn warm_up(&self) -> u64 {
+        match self.table.epoch {
+            0 => self.config.warm_up,
+            _ => self.config.warm_up.max(self.config.lease).max(FIND_MAX),
+        }
+    }
+
     /// Whether all nodes of the table have been heard, or were waited for long enough.
     fn is_warm(&self, now: Nanos) -> bool {
         let is_heard =
             |entry: &Arc<NodeEntry>| self.members.get(&entry.id).is_some_and(|node| node.report > 0);
         let is_known = self.table.epoch > 0 && self.told_epoch <= self.table.epoch;
-        now >= self.elected_at.after(self.config.warm_up)
-            || (is_known && self.table.nodes.values().all(is_heard))
+        now >= self.elected_at.after(self.warm_up()) || (is_known && self.table.nodes.values().all(is_heard))
     }
 
     /// Whether a table may be made: an empty cluster waits for nodes, and nothing is made of the silence of many nodes, also
     /// not when it began before the election.
     fn may_begin(&mut self, now: Nanos) -> bool {
         let silent = self.away.len();
-        let is_early = now.since(self.elected_at) < self.config.warm_up + self.config.hold;
+        let is_early = now.since(self.elected_at) < self.warm_up() + self.config.hold;
         if is_early && silent >= 2 && silent * 3 > self.table.nodes.len() {
             self.held_back = silent;
         }

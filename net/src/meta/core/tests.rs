@@ -526,6 +526,42 @@ fn a_follower_that_restarted_is_not_in_sync_by_what_was_said_before() {
 }
 
 #[test]
+fn a_new_leader_takes_nothing_from_a_node_that_is_late_to_find_it() {
+    // What is configured does not shorten the time that a live node needs.
+    for (warm_up, pause) in [(300 * MS, 0), (3000 * MS, 0), (300 * MS, 30 * Nanos::SECOND)] {
+        let mut world = World::with_nodes(3);
+        let before = world.core.table().clone();
+        world.followers.get_mut("n1").unwrap().is_mute = true;
+        world.replace_meta(2);
+        world.core.config.warm_up = warm_up;
+        world.run(100);
+        world.now = world.now.after(pause);
+        world.run(FIND_MAX / MS - 200);
+        assert_eq!(world.core.table().slots, before.slots, "it may still come");
+        assert_eq!(world.core.phase(), Phase::Warming);
+        world.followers.get_mut("n1").unwrap().is_mute = false;
+        world.run(5000);
+        assert_eq!(world.core.phase(), Phase::Leading);
+        assert_eq!(world.core.table().slots, before.slots, "nothing moves");
+        world.assert_settled();
+    }
+}
+
+#[test]
+fn a_node_that_ends_together_with_the_leader_is_succeeded_once_it_could_have_come() {
+    let mut world = World::with_nodes(3);
+    let number = world.core.table().number_of("n1").unwrap();
+    world.kill("n1");
+    world.replace_meta(2);
+    world.run(FIND_MAX / MS - 100);
+    assert!(world.core.status(world.now).slots_with_absent_leader > 0);
+    world.run(200);
+    let status = world.core.status(world.now);
+    assert_eq!((status.slots_with_absent_leader, status.slots_unclean), (0, 0));
+    assert!(world.core.table().slots.iter().all(|entry| entry.leader() != Some(number)));
+}
+
+#[test]
 fn a_new_leader_that_hears_few_nodes_waits_before_it_believes_that() {
     let mut world = World::with_nodes(6);
     let before = world.core.table().clone();
