@@ -24,8 +24,9 @@ use crate::{
     workload::Workload,
 };
 
-/// Frames remembered in each of two generations: more than are under way at once, few enough to stay in a processor's cache.
-const FRAMES_PER_GENERATION: usize = 8_192;
+/// Frames remembered in each of two generations: more than are under way at once, also after a stall of some seconds. A frame
+/// that has been forgotten costs many times as much, so that a worker that is late would get later still.
+const FRAMES_PER_GENERATION: usize = 32_768;
 
 /// What one subscription holds.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
