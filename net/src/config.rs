@@ -633,7 +633,9 @@ impl Config {
             snapshot_step: STEP_BYTES,
             journal_bytes_max: data.journal_bytes_max,
         };
-        StorageOptions { folder: data.data_dir.clone(), storage }
+        // glommio cannot open a directory by a relative name.
+        let folder = std::path::absolute(&data.data_dir).unwrap_or_else(|_| data.data_dir.clone());
+        StorageOptions { folder, storage }
     }
 
     /// The options of this process as a session.

@@ -226,6 +226,23 @@ fn kill_9_under_load_takes_nothing_from_a_reader() {
 }
 
 #[test]
+fn a_directory_may_be_named_from_where_the_process_runs() {
+    let here = std::env::current_dir().unwrap();
+    let folder = tempfile::tempdir_in(&here).unwrap();
+    let node = DataChild::start(folder.path().strip_prefix(&here).unwrap(), "127.0.0.1:0", 1, &[]);
+    let session = node.session();
+    let publisher = client(&session);
+    publisher.publish(&id("relative"), "host", "zone", b"payload").unwrap();
+    node.until_durable(1);
+    drop(publisher);
+    session.server.stop().unwrap();
+    node.kill();
+    let checked = Command::new(env!("CARGO_BIN_EXE_slotcast")).arg("check-data").arg(folder.path()).output();
+    let text = String::from_utf8(checked.unwrap().stdout).unwrap();
+    assert!(text.starts_with("good: 1 publishers"), "{text}");
+}
+
+#[test]
 fn a_directory_that_cannot_be_used_is_refused_with_a_word_on_why() {
     let folder = tempfile::tempdir().unwrap();
     let node = DataChild::start(folder.path(), "127.0.0.1:0", 1, &[]);
