@@ -68,7 +68,7 @@ pub struct MetaConfig {
     /// Longest wait for them from the first node on.
     pub first_wait: u64,
     /// Longest wait, after an election, for nodes. For those of a table it is never less than the lease and
-    /// [`FIND_MAX`](crate::follow::FIND_MAX): one that lives and looks for this process keeps what it has.
+    /// [`FIND_MAX`]: one that lives and looks for this process keeps what it has.
     pub warm_up: u64,
     /// How long a new member may take to get in sync before others are moved in spite of it.
     pub sync_timeout: u64,
