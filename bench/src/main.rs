@@ -26,6 +26,36 @@ struct Args {
     what: What,
 }
 
+/// The publishers that a store is filled with.
+#[derive(clap::Args)]
+struct Publishers {
+    /// Publishers of the whole node
+    #[arg(long = "publishers", value_name = "PUBLISHERS", default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
+    count: u64,
+    /// Opaque bytes that each publishes
+    #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(0..=32_768))]
+    payload_bytes: u32,
+    /// Bytes of each instance's name; up to 8 cost no room of their own
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(0..=256))]
+    name_bytes: u32,
+    /// Publishers of each data id
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u64).range(1..=100_000))]
+    per_data_id: u64,
+}
+
+impl Publishers {
+    /// With so many sessions that own them.
+    fn of(&self, sessions: u32) -> Population {
+        Population {
+            publishers: self.count,
+            per_data_id: self.per_data_id,
+            payload_bytes: self.payload_bytes as usize,
+            name_bytes: self.name_bytes as usize,
+            sessions,
+        }
+    }
+}
+
 #[derive(Subcommand)]
 enum What {
     /// Single operations of formats and store, a quarter of a second each
@@ -102,18 +132,8 @@ enum What {
     },
     /// Memory that publishers take in a data node's store, and the rates of registering, finding and replacing them
     Capacity {
-        /// Publishers of the whole node
-        #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
-        publishers: u64,
-        /// Opaque bytes that each publishes
-        #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(0..=32_768))]
-        payload_bytes: u32,
-        /// Bytes of each instance's name; up to 8 cost no room of their own
-        #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(0..=256))]
-        name_bytes: u32,
-        /// Publishers of each data id
-        #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u64).range(1..=100_000))]
-        per_data_id: u64,
+        #[command(flatten)]
+        publishers: Publishers,
         /// Sessions that own them
         #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=4_096))]
         sessions: u32,
@@ -138,18 +158,8 @@ enum What {
     },
     /// How long a data node takes to serve again from its directory
     Restart {
-        /// Publishers of the whole node
-        #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
-        publishers: u64,
-        /// Opaque bytes that each publishes
-        #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(0..=32_768))]
-        payload_bytes: u32,
-        /// Bytes of each instance's name
-        #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(0..=256))]
-        name_bytes: u32,
-        /// Publishers of each data id
-        #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u64).range(1..=100_000))]
-        per_data_id: u64,
+        #[command(flatten)]
+        publishers: Publishers,
         /// Shards, each on a thread of its own
         #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=64))]
         shards: u32,
@@ -211,27 +221,9 @@ fn main() -> anyhow::Result<()> {
         What::Meta { nodes, slots, replicas, zones, seconds, json } => {
             plan(&MetaSpec { nodes, slots, replicas: replicas as usize, zones, seconds }, json)
         }
-        What::Capacity {
-            publishers,
-            payload_bytes,
-            name_bytes,
-            per_data_id,
-            sessions,
-            shards,
-            overwrites,
-            settings,
-            settle,
-            json,
-            chart,
-        } => {
+        What::Capacity { publishers, sessions, shards, overwrites, settings, settle, json, chart } => {
             let config = Config::load(None, &settings)?;
-            let population = Population {
-                publishers,
-                per_data_id,
-                payload_bytes: payload_bytes as usize,
-                name_bytes: name_bytes as usize,
-                sessions,
-            };
+            let population = publishers.of(sessions);
             let shard = config.data_options()?.shard;
             measure_capacity(
                 &CapacitySpec { population, shards, shard, overwrites, settle: settle.into() },
@@ -239,24 +231,8 @@ fn main() -> anyhow::Result<()> {
                 chart,
             )
         }
-        What::Restart {
-            publishers,
-            payload_bytes,
-            name_bytes,
-            per_data_id,
-            shards,
-            storage,
-            dir,
-            settings,
-            json,
-        } => {
-            let population = Population {
-                publishers,
-                per_data_id,
-                payload_bytes: payload_bytes as usize,
-                name_bytes: name_bytes as usize,
-                sessions: 1,
-            };
+        What::Restart { publishers, shards, storage, dir, settings, json } => {
+            let population = publishers.of(1);
             measure_restart(&RestartSpec { population, place: storage, shards, settings, folder: dir }, json)
         }
         What::Start { folder, population, place, shards, settings } => {
