@@ -295,7 +295,7 @@ pub fn heartbeat(size: usize) -> Prepared {
             Digest { sum: sum.sum.wrapping_add(one.sum), count: sum.count + one.count }
         });
     Prepared::new(1, move || {
-        let answer = node.shard.handle_heartbeat(WRITER, 0, held, NOW).expect("a living session");
+        let answer = node.shard.handle_heartbeat(WRITER, 0, held, 0, NOW).expect("a living session");
         mix64(answer.mark ^ u64::from(answer.differs.is_none()) << 1)
     })
 }

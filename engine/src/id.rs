@@ -273,6 +273,11 @@ pub const fn mix64(value: u64) -> u64 {
     z ^ (z >> 31)
 }
 
+/// What a led slot adds to the sum by which a session and a shard find out whether they agree about who leads what.
+pub const fn route(slot: SlotId, leader_epoch: u32) -> u64 {
+    mix64((slot.0 as u64) << 32 | leader_epoch as u64)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

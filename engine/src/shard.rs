@@ -105,10 +105,16 @@ pub enum LinkError {
 pub struct HeartbeatAnswer {
     /// What the session should confirm in its next heartbeat.
     pub mark: u64,
-    /// Sessions whose registrations here are known to be complete.
-    pub confirmed: Vec<SessionId>,
+    /// Sessions whose registrations here are known to be complete, and for each how often this shard had become a leader of
+    /// further slots by then.
+    pub confirmed: Vec<(SessionId, u64)>,
+    /// Slots that became this shard's less than a session's lease ago, each with the turn in which it did: of these only
+    /// sessions that were confirmed in that turn or later are complete.
+    pub unsettled: Vec<(SlotId, u64)>,
     /// Every session that has not confirmed by now has lost its lease.
     pub settled: bool,
+    /// The session does not know the slots that this shard leads, or knows others: nothing was compared.
+    pub stale: bool,
     /// Where the session's registrations differ: this shard's digest of them per slot.
     pub differs: Option<Vec<(SlotId, Digest)>>,
 }
@@ -468,12 +474,14 @@ impl Shard {
         }
     }
 
-    /// A session's heartbeat: it confirms `mark` and tells the digest of everything it holds on this shard.
+    /// A session's heartbeat: it confirms `mark` and tells the digest of everything it holds on this shard. `routes` is the
+    /// sum of [`crate::id::route`] over the slots that it takes this shard for the leader of; 0 with a static configuration.
     pub fn handle_heartbeat(
         &mut self,
         reader: ReaderId,
         mark: u64,
         digest: Digest,
+        routes: u64,
         now: Nanos,
     ) -> Result<HeartbeatAnswer, LinkError> {
         self.now = now;
@@ -504,8 +512,10 @@ impl Shard {
         }
         Ok(HeartbeatAnswer {
             mark: self.mark,
-            confirmed: self.confirmed_marks.keys().copied().collect(),
+            confirmed: self.confirmed_marks.keys().map(|session| (*session, 0)).collect(),
+            unsettled: Vec::new(),
             settled: self.settled,
+            stale: routes != 0,
             differs: (!same).then_some(per_slot),
         })
     }

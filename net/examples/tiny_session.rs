@@ -424,7 +424,7 @@ impl Core {
         });
         let link = &mut self.links[shard];
         link.next_heartbeat = Instant::now() + HEARTBEAT;
-        link.send(&Message::Heartbeat { mark: link.mark, digest });
+        link.send(&Message::Heartbeat { mark: link.mark, digest, routes: 0, table_epoch: 0 });
     }
 
     fn shard_says(&mut self, shard: usize, message: Message<'_>) {
@@ -441,10 +441,10 @@ impl Core {
             }
             Message::Diff(diff) => self.take_diff(shard, &diff),
             Message::SubscribeRefused { datum, code } => self.interest_refused(datum, code),
-            Message::HeartbeatAck { mark, confirmed, settled, differs } => {
+            Message::HeartbeatAck { mark, confirmed, settled, differs, .. } => {
                 let link = &mut self.links[shard];
                 (link.mark, link.settled) = (mark, settled);
-                link.confirmed = confirmed.into_iter().collect();
+                link.confirmed = confirmed.into_iter().map(|(session, _)| session).collect();
                 self.ask_retained(shard);
                 self.vouch(shard);
                 let Some(theirs) = differs else { return };

@@ -167,9 +167,9 @@ fn a_differing_digest_narrows_to_the_data_ids_that_differ() {
     let found = compare(&session_side, &shard_side);
     assert_eq!((found.removed, found.updated), (vec![ids[2].key()], vec![ids[1].key()]));
 
-    let answer = node.shard.handle_heartbeat(ReaderId(1), 0, Digest::default(), node.now).expect("alive");
+    let answer = node.shard.handle_heartbeat(ReaderId(1), 0, Digest::default(), 0, node.now).expect("alive");
     assert_eq!(answer.differs.map(|slots| slots[0].0), Some(slot));
-    assert!(!answer.confirmed.contains(&SessionId(1)), "a differing session has confirmed nothing");
+    assert!(!answer.confirmed.contains(&(SessionId(1), 0)), "a differing session has confirmed nothing");
 }
 
 #[test]

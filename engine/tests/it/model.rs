@@ -382,7 +382,7 @@ impl World {
             digest.sum ^= 1;
         }
         let (reader, mark) = (self.links[link].reader, self.links[link].mark);
-        let answer = self.node.shard.handle_heartbeat(reader, mark, digest, self.node.now);
+        let answer = self.node.shard.handle_heartbeat(reader, mark, digest, 0, self.node.now);
         let answer = answer.expect("a living session");
         assert_eq!(answer.differs.is_none(), honest, "a true digest is the shard's own");
         assert_eq!(answer.mark, self.mark);
@@ -391,7 +391,7 @@ impl World {
         if honest {
             state.confirmed = state.confirmed.max(mark);
         }
-        assert!(!honest || answer.confirmed.contains(&session));
+        assert!(!honest || answer.confirmed.contains(&(session, 0)));
         state.mark = answer.mark;
         state.expires = self.node.now.after(LEASE);
     }

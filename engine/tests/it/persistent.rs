@@ -129,7 +129,7 @@ fn no_session_takes_a_persistent_registration_along_however_it_ends() {
     assert_eq!(removed, Ok(0));
     assert_eq!(kept.shard.handle_holds(ReaderId(1), id.key(), &BTreeSet::new()), Ok(1));
     kept.disk();
-    let answer = kept.shard.handle_heartbeat(ReaderId(1), 0, Digest::default(), kept.now).expect("alive");
+    let answer = kept.shard.handle_heartbeat(ReaderId(1), 0, Digest::default(), 0, kept.now).expect("alive");
     assert_eq!(answer.differs, None, "an empty account agrees");
     kept.shard.handle_goodbye(ReaderId(1));
     kept.settle();

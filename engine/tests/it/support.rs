@@ -296,7 +296,7 @@ impl Node {
             .unwrap_or_default();
         let answer = self
             .shard
-            .handle_heartbeat(ReaderId(session as u32), mark, digest, self.now)
+            .handle_heartbeat(ReaderId(session as u32), mark, digest, 0, self.now)
             .expect("a living session");
         assert_eq!(answer.differs, None);
         answer.mark

@@ -72,7 +72,8 @@ impl End {
     pub fn beat(&mut self, now: u64) {
         if self.is_up && now >= self.next_heartbeat {
             self.next_heartbeat = now + HEARTBEAT_EVERY;
-            self.push(frame(&Message::Heartbeat { mark: self.mark, digest: self.digest }), Vec::new());
+            let (mark, digest) = (self.mark, self.digest);
+            self.push(frame(&Message::Heartbeat { mark, digest, routes: 0, table_epoch: 0 }), Vec::new());
         }
     }
 

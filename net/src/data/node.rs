@@ -281,15 +281,18 @@ impl Node {
             Message::Unsubscribe(datums) => {
                 datums.into_iter().for_each(|datum| self.shard.handle_uninterest(reader, datum));
             }
-            Message::Heartbeat { mark, digest } => {
-                let answer = self.shard.handle_heartbeat(reader, mark, digest, now)?;
+            Message::Heartbeat { mark, digest, routes, .. } => {
+                let answer = self.shard.handle_heartbeat(reader, mark, digest, routes, now)?;
                 if answer.differs.is_some() {
                     self.metrics.digest_mismatches.inc();
                 }
                 let answer = Message::HeartbeatAck {
                     mark: answer.mark,
                     confirmed: answer.confirmed,
+                    unsettled: answer.unsettled,
                     settled: answer.settled,
+                    stale: answer.stale,
+                    table_epoch: 0,
                     differs: answer.differs,
                 };
                 self.answer(index, &answer);

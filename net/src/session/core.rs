@@ -285,7 +285,8 @@ impl Session {
             }
             Message::WriteAck { sequence, outcomes } => self.decided(shard, sequence, outcomes),
             Message::Diff(diff) => self.take_diff(shard, &diff, now),
-            Message::HeartbeatAck { mark, confirmed, settled, differs } => {
+            Message::HeartbeatAck { mark, confirmed, settled, differs, .. } => {
+                let confirmed = confirmed.into_iter().map(|(session, _)| session).collect();
                 self.heartbeat_answered(shard, mark, confirmed, settled, differs);
             }
             Message::DatumDigests(slot, digests) => self.repair(shard, slot, digests),

@@ -304,7 +304,8 @@ impl Session {
         if link.is_up() && now >= link.next_heartbeat {
             link.next_heartbeat = now.after(self.config.heartbeat_interval);
             link.unanswered_since.get_or_insert(now);
-            let message = Message::Heartbeat { mark: link.mark, digest: link.digest };
+            let message =
+                Message::Heartbeat { mark: link.mark, digest: link.digest, routes: 0, table_epoch: 0 };
             link.send(&message);
             self.metrics.link_writes_in_flight.set(link.in_flight() as i64);
         }

@@ -196,22 +196,37 @@ pub enum Message<'a> {
         /// Slots of the cluster.
         slot_count: u32,
     },
-    /// Session to data node, regularly: `mark u64, sum u64, count u64`, the digest over all that it holds on the shard.
+    /// Session to data node, regularly: `mark u64, sum u64, count u64, routes u64, table_epoch u64`, the digest over all that
+    /// it holds on the shard.
     Heartbeat {
         /// Latest mark received.
         mark: u64,
         /// Digest of everything the session holds on this shard.
         digest: Digest,
+        /// Sum of [`slotcast_engine::id::route`] over the slots that the shard leads by the session's slot table; 0 without
+        /// one.
+        routes: u64,
+        /// The session's slot table; 0: none.
+        table_epoch: u64,
     },
-    /// The answer: `mark u64, confirmed u32, slots u32, settled u8, differs u8, 0 u16, 0 u32, 0 u64`, `confirmed` session
-    /// ids of 8 bytes, then `slots` times `slot u64, sum u64, count u64`.
+    /// The answer: `mark u64, confirmed u32, slots u32, settled u8, differs u8, stale u8, 0 u8, unsettled u32, table_epoch
+    /// u64`, then `confirmed` times `session u64, turn u64`, `unsettled` times `slot u64, turn u64` and `slots` times `slot
+    /// u64, sum u64, count u64`.
     HeartbeatAck {
         /// Mark to confirm next.
         mark: u64,
-        /// Sessions whose registrations are complete on this shard.
-        confirmed: Vec<SessionId>,
+        /// Sessions whose registrations are complete on this shard, and for each how often the shard had become a leader of
+        /// further slots by then.
+        confirmed: Vec<(SessionId, u64)>,
+        /// Slots that became this shard's less than a session's lease ago, each with the turn in which it did. Of these only
+        /// sessions that were confirmed in that turn or later are complete.
+        unsettled: Vec<(SlotId, u64)>,
         /// Sessions that are not confirmed have lost their lease.
         settled: bool,
+        /// The session and the shard do not agree about the slots that it leads, so nothing was compared.
+        stale: bool,
+        /// The shard's slot table; 0: none.
+        table_epoch: u64,
         /// The shard's digests of the session's registrations per slot, where they differ from the session's.
         differs: Option<Vec<(SlotId, Digest)>>,
     },
@@ -329,7 +344,12 @@ impl<'a> Message<'a> {
                 shards: body.u32()?,
                 slot_count: body.u32()?,
             },
-            Kind::Heartbeat => Message::Heartbeat { mark: body.u64()?, digest: body.digest()? },
+            Kind::Heartbeat => Message::Heartbeat {
+                mark: body.u64()?,
+                digest: body.digest()?,
+                routes: body.u64()?,
+                table_epoch: body.u64()?,
+            },
             Kind::HeartbeatAck => read_heartbeat_ack(body)?,
             Kind::DigestRequest => Message::DigestRequest(frame.slot),
             Kind::DatumDigests => {
@@ -454,17 +474,25 @@ impl<'a> Message<'a> {
                 put_u64(out, *last_sequence);
                 [epoch, shard, shards, slot_count].into_iter().for_each(|value| put_u32(out, *value));
             }
-            Message::Heartbeat { mark, digest } => {
+            Message::Heartbeat { mark, digest, routes, table_epoch } => {
                 put_u64(out, *mark);
                 put_digest(out, digest);
+                put_u64(out, *routes);
+                put_u64(out, *table_epoch);
             }
-            Message::HeartbeatAck { mark, confirmed, settled, differs } => {
+            Message::HeartbeatAck { mark, confirmed, unsettled, settled, stale, table_epoch, differs } => {
                 put_u64(out, *mark);
                 put_u32(out, confirmed.len() as u32);
                 put_u32(out, differs.as_ref().map_or(0, Vec::len) as u32);
-                out.extend_from_slice(&[u8::from(*settled), u8::from(differs.is_some())]);
-                out.extend_from_slice(&[0; 14]);
-                confirmed.iter().for_each(|session| put_u64(out, session.0));
+                out.extend_from_slice(&[*settled, differs.is_some(), *stale, false].map(u8::from));
+                put_u32(out, unsettled.len() as u32);
+                put_u64(out, *table_epoch);
+                let sessions = confirmed.iter().map(|(session, turn)| (session.0, *turn));
+                let slots = unsettled.iter().map(|(slot, turn)| (u64::from(slot.0), *turn));
+                for (number, turn) in sessions.chain(slots) {
+                    put_u64(out, number);
+                    put_u64(out, turn);
+                }
                 for (slot, digest) in differs.iter().flatten() {
                     put_u64(out, slot.0.into());
                     put_digest(out, digest);
@@ -538,14 +566,23 @@ fn write_subscribe(out: &mut Vec<u8>, items: &[SubscribeItem]) {
 
 fn read_heartbeat_ack(mut body: Reader<'_>) -> Result<Message<'_>, BodyError> {
     let (mark, confirmed, slots) = (body.u64()?, body.u32()?, body.u32()?);
-    let (settled, differs) = (body.u8()? != 0, body.u8()? != 0);
-    body.skip(14)?;
-    let confirmed = body.u64s(confirmed)?.map(SessionId).collect();
+    let (settled, differs, stale) = (body.u8()? != 0, body.u8()? != 0, body.u8()? != 0);
+    body.skip(1)?;
+    let (unsettled, table_epoch) = (body.u32()?, body.u64()?);
+    let turns = |column: &[u8]| -> Vec<(u64, u64)> {
+        let number = |bytes: &[u8]| Reader(bytes).u64().unwrap_or(0);
+        column.chunks_exact(16).map(|pair| (number(&pair[..8]), number(&pair[8..]))).collect()
+    };
+    let confirmed = turns(body.column(confirmed, 16)?);
+    let confirmed = confirmed.into_iter().map(|(session, turn)| (SessionId(session), turn)).collect();
+    let unsettled = turns(body.column(unsettled, 16)?);
+    let unsettled = unsettled.into_iter().map(|(slot, turn)| (SlotId(slot as u16), turn)).collect();
     let mut column = Reader(body.column(slots, 24)?);
     let per_slot = (0..slots)
         .map(|_| Ok((SlotId(column.u64()? as u16), column.digest()?)))
         .collect::<Result<Vec<_>, BodyError>>()?;
-    Ok(Message::HeartbeatAck { mark, confirmed, settled, differs: differs.then_some(per_slot) })
+    let differs = differs.then_some(per_slot);
+    Ok(Message::HeartbeatAck { mark, confirmed, unsettled, settled, stale, table_epoch, differs })
 }
 
 pub(super) fn put_u16(out: &mut Vec<u8>, value: u16) {

@@ -184,7 +184,7 @@ fn exchange() -> Vec<(String, Vec<u8>)> {
     exchange.turn(
         &[
             ("write", Message::Write { sequence: 1, entries: &put }),
-            ("heartbeat", Message::Heartbeat { mark: 0, digest }),
+            ("heartbeat", Message::Heartbeat { mark: 0, digest, routes: 0, table_epoch: 0 }),
             ("subscribe", Message::Subscribe(vec![item])),
         ],
         &["heartbeat-ack", "write-ack", "snapshot"],
@@ -227,7 +227,7 @@ fn the_exchange_on_the_page_reads_as_it_says() {
     assert!(snapshot.0 && !diff.0 && diff.1 <= snapshot.2 && diff.2 > snapshot.2, "{revisions:?}");
     read("heartbeat-ack", &mut |message| match message {
         Message::HeartbeatAck { confirmed, settled, differs, .. } => {
-            assert_eq!((confirmed, settled, differs), (vec![SESSION], false, None));
+            assert_eq!((confirmed, settled, differs), (vec![(SESSION, 0)], false, None));
         }
         other => panic!("{other:?}"),
     });

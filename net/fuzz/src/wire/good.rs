@@ -125,12 +125,12 @@ pub(super) fn from_session() -> Vec<Vec<u8>> {
             hello(run, epoch_seen),
             subscriptions(),
             Message::Write { sequence: 1, entries: &first },
-            Message::Heartbeat { mark: 0, digest: Digest::default() },
+            Message::Heartbeat { mark: 0, digest: Digest::default(), routes: 0, table_epoch: 0 },
             Message::Write { sequence: 2, entries: &second },
             Message::DigestRequest(slot),
             Message::Holds { datum: service(1).key(), registers: vec![RegisterId(1)] },
             Message::Unsubscribe(vec![service(2).key()]),
-            Message::Heartbeat { mark: 2, digest: Digest { sum: 5, count: 1 } },
+            Message::Heartbeat { mark: 2, digest: Digest { sum: 5, count: 1 }, routes: 0, table_epoch: 0 },
             Message::Ping(3),
         ])
     };
@@ -162,8 +162,15 @@ pub(super) fn from_node() -> Vec<Vec<u8>> {
     write_ack(&mut out, 1, &[Ok(Revision::open(1).next()), Err(Refusal::Superseded)]);
     diff_frame(&mut out, 1, (4, 6), &[RegisterId(8)], true);
     let differs = Some(vec![(service(1).key().slot(SLOTS), Digest { sum: 4, count: 2 })]);
-    let answer =
-        |differs| Message::HeartbeatAck { mark: 2, confirmed: vec![SessionId(4)], settled: true, differs };
+    let answer = |differs| Message::HeartbeatAck {
+        mark: 2,
+        confirmed: vec![(SessionId(4), 0)],
+        unsettled: vec![(service(4).key().slot(SLOTS), 1)],
+        settled: true,
+        stale: false,
+        table_epoch: 0,
+        differs,
+    };
     let digests =
         vec![(service(1).key(), Digest { sum: 4, count: 2 }), (service(4).key(), Digest::default())];
     out.extend(written(&[

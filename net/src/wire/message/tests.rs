@@ -63,8 +63,11 @@ fn frames() -> Vec<Vec<u8>> {
     let per_slot = vec![(SlotId(0), digests()[0]), (SlotId(1023), digests()[1])];
     let heartbeat_ack = |differs| Message::HeartbeatAck {
         mark: 5,
-        confirmed: vec![SessionId(1), SessionId(2), SessionId(3)],
+        confirmed: vec![(SessionId(1), 0), (SessionId(2), 7), (SessionId(3), 7)],
+        unsettled: vec![(SlotId(9), 7)],
         settled: true,
+        stale: false,
+        table_epoch: 12,
         differs,
     };
     let messages = [
@@ -83,7 +86,7 @@ fn frames() -> Vec<Vec<u8>> {
         Message::Pong(u64::MAX),
         Message::LinkHello { protocol: 1, slot_count: 1024, session: SessionId(1), run: 2, epoch_seen: 3 },
         Message::LinkWelcome { run: 1, last_sequence: 2, epoch: 3, shard: 0, shards: 4, slot_count: 1024 },
-        Message::Heartbeat { mark: 4, digest: digests()[0] },
+        Message::Heartbeat { mark: 4, digest: digests()[0], routes: 6, table_epoch: 11 },
         heartbeat_ack(None),
         heartbeat_ack(Some(Vec::new())),
         heartbeat_ack(Some(per_slot)),
