@@ -139,6 +139,21 @@ impl Arena {
         }
     }
 
+    /// Gives back a segment of an arena that nobody will look at again, or memory that was taken ahead. Returns whether there
+    /// was any.
+    pub(crate) fn drop_last_segment(&mut self) -> bool {
+        if self.spare.pop().is_some() {
+            return true;
+        }
+        let Some(last) = self.segments.pop() else { return false };
+        if let Some(segment) = last {
+            self.capacity -= segment.capacity;
+            self.written -= segment.bytes.len();
+            self.dead -= segment.dead;
+        }
+        true
+    }
+
     /// Takes memory for `bytes` bytes of records ahead, and touches it. So much is kept from then on.
     pub(crate) fn reserve(&mut self, bytes: usize) {
         self.reserve_bytes = bytes;

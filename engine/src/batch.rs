@@ -296,16 +296,7 @@ impl OpenBatch {
     pub fn seal(&mut self, slot: SlotId, previous: Revision, revision: Revision, shards: u32) -> Vec<u8> {
         assert!(self.changes > 0 && previous < revision);
         let mut bytes = std::mem::take(&mut self.bytes);
-        let len = bytes.len() as u32;
-        bytes[0..4].copy_from_slice(&MAGIC.to_le_bytes());
-        bytes[4..8].copy_from_slice(&len.to_le_bytes());
-        bytes[8..10].copy_from_slice(&slot.0.to_le_bytes());
-        bytes[12..16].copy_from_slice(&self.changes.to_le_bytes());
-        bytes[16..24].copy_from_slice(&previous.0.to_le_bytes());
-        bytes[24..32].copy_from_slice(&revision.0.to_le_bytes());
-        bytes[32..36].copy_from_slice(&shards.to_le_bytes());
-        let sum = checksum(&bytes);
-        bytes[CHECKSUM_AT..CHECKSUM_AT + 8].copy_from_slice(&sum.to_le_bytes());
+        write_header(&mut bytes, slot, self.changes, (previous, revision), shards);
         self.changes = 0;
         bytes
     }
@@ -317,6 +308,33 @@ impl OpenBatch {
             self.bytes = bytes;
         }
     }
+}
+
+/// A batch without changes: it brings a follower to a revision that its leader reached without one.
+pub fn empty(slot: SlotId, previous: Revision, revision: Revision, shards: u32) -> [u8; HEADER_BYTES] {
+    assert!(previous < revision);
+    let mut bytes = [0; HEADER_BYTES];
+    write_header(&mut bytes, slot, 0, (previous, revision), shards);
+    bytes
+}
+
+fn write_header(
+    bytes: &mut [u8],
+    slot: SlotId,
+    changes: u32,
+    (previous, revision): (Revision, Revision),
+    shards: u32,
+) {
+    let len = bytes.len() as u32;
+    bytes[0..4].copy_from_slice(&MAGIC.to_le_bytes());
+    bytes[4..8].copy_from_slice(&len.to_le_bytes());
+    bytes[8..10].copy_from_slice(&slot.0.to_le_bytes());
+    bytes[12..16].copy_from_slice(&changes.to_le_bytes());
+    bytes[16..24].copy_from_slice(&previous.0.to_le_bytes());
+    bytes[24..32].copy_from_slice(&revision.0.to_le_bytes());
+    bytes[32..36].copy_from_slice(&shards.to_le_bytes());
+    let sum = checksum(bytes);
+    bytes[CHECKSUM_AT..CHECKSUM_AT + 8].copy_from_slice(&sum.to_le_bytes());
 }
 
 /// A sealed batch whose header, length and checksum have been checked.

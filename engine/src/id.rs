@@ -240,6 +240,10 @@ impl Ord for Version {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct ReaderId(pub u32);
 
+/// A follower's link to a shard, numbered by whoever holds the shard that leads.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct ReplicaId(pub u32);
+
 /// A point of monotonic time in nanoseconds. The engine never reads a clock; whoever drives it passes this in.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
 pub struct Nanos(pub u64);

@@ -62,6 +62,28 @@ impl Interests {
         }
     }
 
+    /// Forgets a slot: nobody is interested in anything there, and nobody is behind there.
+    pub fn close_slot(&mut self, slot: SlotId) {
+        let of_slot: Vec<(SlotId, DatumKey)> = self
+            .by_datum
+            .range((slot, DatumKey(0))..=(slot, DatumKey(u64::MAX)))
+            .map(|(place, _)| *place)
+            .collect();
+        for place in of_slot {
+            for reader in self.by_datum.remove(&place).unwrap_or_default() {
+                if let Some(state) = self.readers.get_mut(&reader) {
+                    state.interests.remove(&place);
+                }
+            }
+        }
+        for reader in &self.behind {
+            let state = self.readers.get_mut(reader);
+            if let Some(behind) = state.and_then(|state| state.behind.as_mut()) {
+                behind.remove(&slot);
+            }
+        }
+    }
+
     /// Readers interested in a data id, in rising order.
     pub fn readers(&self, slot: SlotId, datum: DatumKey) -> &[ReaderId] {
         self.by_datum.get(&(slot, datum)).map_or(&[], Vec::as_slice)

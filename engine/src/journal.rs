@@ -206,6 +206,8 @@ pub enum Frame<'a> {
     Truncated(SegmentId),
     /// The snapshot of this slot is in its place, and always will be.
     Snapshot(SlotId),
+    /// What was written of this slot up to this revision counts no more, its snapshot included: the node has let go of it.
+    Void(SlotId, Revision),
 }
 
 /// Reads the frames of a block's content. `Err` says what is wrong.
@@ -244,6 +246,10 @@ fn read_frame(bytes: &[u8]) -> Result<(Frame<'_>, usize), String> {
         3 if body.len() == 16 => {
             let slot = u16::try_from(u32_at(body, 0)).map_err(|_| "a slot that cannot be".to_string())?;
             Frame::Snapshot(SlotId(slot))
+        }
+        4 if body.len() == 16 => {
+            let slot = u16::try_from(u32_at(body, 0)).map_err(|_| "a slot that cannot be".to_string())?;
+            Frame::Void(SlotId(slot), Revision(u64_at(body, 8)))
         }
         kind => return Err(format!("a frame of unknown kind {kind}")),
     };
@@ -448,6 +454,22 @@ impl Journal {
             self.write_frame(3, 0, 0, &body);
             self.waiting_since.get_or_insert(now);
         }
+    }
+
+    /// Notes that what was written of a slot up to a revision counts no more; returns the frame's number, and whether the slot
+    /// has a snapshot, which may go once the frame is durable.
+    pub fn void(&mut self, slot: SlotId, up_to: Revision, now: Nanos) -> (u64, bool) {
+        let mut body = [0; 16];
+        body[..4].copy_from_slice(&u32::from(slot.0).to_le_bytes());
+        body[8..].copy_from_slice(&up_to.0.to_le_bytes());
+        self.write_frame(4, 0, 0, &body);
+        self.waiting_since.get_or_insert(now);
+        (self.appended, self.snapshots.remove(&slot))
+    }
+
+    /// Whether a slot's snapshot is in its place.
+    pub fn has_snapshot(&self, slot: SlotId) -> bool {
+        self.snapshots.contains(&slot)
     }
 
     /// The truncation is durable: forgets the segments; returns the files to delete.

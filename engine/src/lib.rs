@@ -13,6 +13,10 @@ pub mod id;
 
 pub mod error;
 
+pub mod faults;
+
+pub mod slot_state;
+
 pub mod archive;
 
 pub mod record;
@@ -20,6 +24,8 @@ pub mod record;
 pub mod arena;
 
 pub mod batch;
+
+pub mod ring;
 
 pub mod change_log;
 

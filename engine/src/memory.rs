@@ -27,11 +27,13 @@ pub struct Memory {
     pub batches: usize,
     /// Sketches of what passes.
     pub insight: usize,
+    /// In a cluster: recent batches kept for followers, copies of slots that are not whole yet, and what is about to be freed.
+    pub replication: usize,
 }
 
 impl Memory {
     /// Names of the kinds, as they are told in metrics and over HTTP, each with its bytes.
-    pub fn kinds(&self) -> [(&'static str, usize); 9] {
+    pub fn kinds(&self) -> [(&'static str, usize); 10] {
         [
             ("payload", self.payload),
             ("dead", self.dead),
@@ -42,6 +44,7 @@ impl Memory {
             ("readers", self.readers),
             ("batches", self.batches),
             ("insight", self.insight),
+            ("replication", self.replication),
         ]
     }
 
@@ -65,6 +68,7 @@ impl Add for Memory {
             readers: self.readers + other.readers,
             batches: self.batches + other.batches,
             insight: self.insight + other.insight,
+            replication: self.replication + other.replication,
         }
     }
 }

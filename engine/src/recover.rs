@@ -5,7 +5,10 @@
 //! that does not belong here are refused by name, for a registry that silently forgot a part would be worse than one that
 //! does not start.
 
-use std::{collections::BTreeMap, ops::RangeInclusive};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::RangeInclusive,
+};
 
 use crate::{
     batch::{Batch, Entry},
@@ -187,6 +190,8 @@ pub struct Recovered {
     pub kept: Vec<Kept>,
     /// The journal files of those streams, with their bytes.
     pub segments: BTreeMap<SegmentId, u64>,
+    /// Slots of which nothing counts any more but a snapshot is still there, to be deleted.
+    pub stale: BTreeSet<SlotId>,
     /// Counts.
     pub report: Report,
 }
@@ -461,6 +466,36 @@ pub fn recover(
     config: &RecoverConfig,
     progress: &mut dyn FnMut(u64),
 ) -> Result<Recovered, RecoverError> {
+    recover_slots(layout, files, config, Epochs::OfTheRun, progress)
+}
+
+/// Like [`recover`], for a node whose leader epochs come from a slot table: each slot stays at the revision up to which the
+/// disk has it. `config.epoch` numbers the journal of this run and says nothing about slots.
+pub fn recover_clustered(
+    layout: &Layout,
+    files: &mut dyn Files,
+    config: &RecoverConfig,
+    progress: &mut dyn FnMut(u64),
+) -> Result<Recovered, RecoverError> {
+    recover_slots(layout, files, config, Epochs::OfTheTable, progress)
+}
+
+/// Where leader epochs come from.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Epochs {
+    /// Each run opens its own, which its journal reserves.
+    OfTheRun,
+    /// A slot table.
+    OfTheTable,
+}
+
+fn recover_slots(
+    layout: &Layout,
+    files: &mut dyn Files,
+    config: &RecoverConfig,
+    epochs: Epochs,
+    progress: &mut dyn FnMut(u64),
+) -> Result<Recovered, RecoverError> {
     assert!(config.epoch > layout.epoch, "an epoch that no run here has opened");
     let mut report = Report::default();
     let mut slots: BTreeMap<SlotId, Loading> = BTreeMap::new();
@@ -482,10 +517,11 @@ pub fn recover(
         slots.insert(*slot, loading);
         progress(*bytes);
     }
-    let missed = |slot: SlotId, what: String| {
-        let is_missed = slot.shard(config.shards) == config.shard && !layout.snapshots.contains_key(&slot);
-        if is_missed { Err(RecoverError::Missing { file: snapshot::file(slot), what }) } else { Ok(()) }
-    };
+    // Snapshots that are named and not there. Where a slot was let go of behind that, none is needed.
+    let mut missing: BTreeMap<SlotId, String> = BTreeMap::new();
+    let is_missed = |slot: &SlotId| mine(slot) && !layout.snapshots.contains_key(slot);
+    let missed = |(slot, what)| RecoverError::Missing { file: snapshot::file(slot), what };
+    let mut stale = BTreeSet::new();
     let (mut kept, mut segments) = (Vec::new(), BTreeMap::new());
     for (key, stream) in &layout.streams {
         let same = stream.shards == config.shards;
@@ -494,12 +530,16 @@ pub fn recover(
         }
         if let Some(segment) = stream.segments.last() {
             let what = format!("{} names it", segment.id.file());
-            segment.head.snapshots.iter().try_for_each(|slot| missed(*slot, what.clone()))?;
+            let named = segment.head.snapshots.iter().filter(|slot| is_missed(slot));
+            missing.extend(named.map(|slot| (*slot, what.clone())));
         }
         let end = read_stream(files, stream, &mut |frame, at| match frame {
             Frame::Batch { follows, unanchored, batch } => {
-                let applied = apply(config, &mut slots, follows, batch, at)?;
+                let applied = apply((config, epochs), &mut slots, follows, batch, at)?;
                 if !applied && !unanchored {
+                    if let Some(named) = missing.remove_entry(&batch.slot()) {
+                        return Err(missed(named));
+                    }
                     return Err(gap(&slots, batch.slot(), follows, at));
                 }
                 report.batches += u64::from(applied);
@@ -507,7 +547,21 @@ pub fn recover(
                 Ok(())
             }
             Frame::Truncated(_) => Ok(()),
-            Frame::Snapshot(slot) => missed(slot, format!("{} names it (byte {})", at.0.file(), at.1)),
+            Frame::Snapshot(slot) => {
+                if is_missed(&slot) {
+                    let what = format!("{} names it (byte {})", at.0.file(), at.1);
+                    missing.entry(slot).or_insert(what);
+                }
+                Ok(())
+            }
+            Frame::Void(slot, up_to) => {
+                missing.remove(&slot);
+                if slots.get(&slot).is_some_and(|loading| loading.revision <= up_to) {
+                    slots.remove(&slot);
+                    stale.extend(layout.snapshots.contains_key(&slot).then_some(slot));
+                }
+                Ok(())
+            }
         })?;
         report.torn.extend(end.torn);
         report.bytes += end.bytes;
@@ -519,27 +573,30 @@ pub fn recover(
             segments.extend(stream.segments.iter().map(|segment| (segment.id, segment.bytes)));
         }
     }
+    if let Some(named) = missing.pop_first() {
+        return Err(missed(named));
+    }
     files.turn_to(Work::Rest);
     let revision = Revision::open(config.epoch);
     let slots = slots
         .into_iter()
         .map(|(id, mut loading)| {
-            loading.slot.restored(revision);
+            loading.slot.restored(if epochs == Epochs::OfTheRun { revision } else { loading.revision });
             let found = RecoveredSlot {
                 slot: loading.slot,
                 revision: loading.revision,
                 needs: loading.needs,
-                has_snapshot: layout.snapshots.contains_key(&id),
+                has_snapshot: layout.snapshots.contains_key(&id) && !stale.contains(&id),
             };
             (id, found)
         })
         .collect();
-    Ok(Recovered { slots, kept, segments, report })
+    Ok(Recovered { slots, kept, segments, stale, report })
 }
 
 /// Applies a batch to its slot. `false`: it follows a revision that is not there.
 fn apply(
-    config: &RecoverConfig,
+    (config, epochs): (&RecoverConfig, Epochs),
     slots: &mut BTreeMap<SlotId, Loading>,
     follows: Revision,
     batch: Batch<'_>,
@@ -560,7 +617,7 @@ fn apply(
     if follows > loading.revision {
         return Ok(false);
     }
-    if batch.revision().epoch() >= config.epoch {
+    if epochs == Epochs::OfTheRun && batch.revision().epoch() >= config.epoch {
         let what = format!("revision {} is of an epoch that no file reserves", batch.revision());
         return Err(damaged(&segment.file(), offset, what));
     }

@@ -7,12 +7,13 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::{
-    batch::{Change, ChangeKind, Durability, Entry, entries},
+    batch::{ChangeKind, Entry, entries},
     change_log::ChangeLogLimits,
     diff::{self, Answer},
     digest::Digest,
     error::Refusal,
-    id::{DataId, DatumKey, Nanos, ReaderId, RegisterId, Revision, SessionId, SlotId, Version},
+    faults::{Fault, Faults},
+    id::{DataId, DatumKey, Nanos, ReaderId, RegisterId, Revision, SessionId, SlotId},
     interest::Interests,
     lease::Leases,
     limits::BATCH_CHANGES_MAX,
@@ -23,17 +24,29 @@ use crate::{
     storage::Storage,
 };
 
+mod cluster;
+
 mod compaction;
 
 mod durable;
 
+mod following;
+
 mod insight;
 
+mod repair;
+
+mod replicas;
+
+use cluster::Cluster;
+pub use cluster::{ClusterRefusal, ClusterStats, Turns};
 use compaction::Compactor;
 pub use compaction::{CompactionState, CompactionStatus, OldestReader};
 use durable::DurableAcks;
+pub use following::FollowStats;
 use insight::{Insight, note_reads};
 pub use insight::{TopAnswer, TopKind, TopScan};
+pub use replicas::{PART_BYTES, Part, ReplicaLag, ReplicaSend, ReplicaStats};
 
 /// What a shard is told at its start.
 #[derive(Debug, Clone)]
@@ -138,6 +151,17 @@ struct PendingAck {
     outcomes: Vec<Result<SlotId, Refusal>>,
 }
 
+impl PendingAck {
+    /// The slot is led here no more, and whether its next leader has what was taken is not known.
+    fn refuse_moved(&mut self, slot: SlotId) {
+        self.outcomes.iter_mut().for_each(|outcome| {
+            if *outcome == Ok(slot) {
+                *outcome = Err(Refusal::SlotMoved);
+            }
+        });
+    }
+}
+
 struct Seal {
     slot: SlotId,
     previous: Revision,
@@ -193,18 +217,31 @@ pub struct Shard {
     storage: Option<Storage>,
     /// Owners of what was recovered, whose leases begin with the first tick.
     owners: BTreeSet<SessionId>,
+    /// What a shard has in a cluster; none where the slots are configured.
+    cluster: Option<Box<Cluster>>,
+    faults: Faults,
 }
 
 impl Shard {
     /// A shard that leads, in a fresh epoch, every slot that maps to it.
     pub fn new(config: ShardConfig) -> Self {
-        assert!(config.slot_count.is_power_of_two() && config.shard < config.shards && config.epoch > 0);
         assert!(u32::from(*config.slots.end()) < config.slot_count);
         let slots = (config.slots.clone())
             .map(SlotId)
             .filter(|slot| slot.shard(config.shards) == config.shard)
             .map(|slot| Slot::open(slot, config.epoch, config.shards, config.seed, config.change_log));
-        let slots = Slots::new(config.slot_count, slots);
+        let slots = Slots::leading(config.slot_count, slots);
+        Self::with(config, slots, None)
+    }
+
+    /// Makes something wrong on purpose.
+    #[cfg(feature = "planted-faults")]
+    pub fn plant(&mut self, fault: Option<Fault>) {
+        self.faults.planted = fault;
+    }
+
+    fn with(config: ShardConfig, slots: Slots, cluster: Option<Box<Cluster>>) -> Self {
+        assert!(config.slot_count.is_power_of_two() && config.shard < config.shards && config.epoch > 0);
         Self {
             epoch: config.epoch,
             leases: Leases::new(config.session_lease),
@@ -229,6 +266,8 @@ impl Shard {
             stats: ShardStats::default(),
             storage: None,
             owners: BTreeSet::new(),
+            cluster,
+            faults: Faults::default(),
             config,
         }
     }
@@ -285,7 +324,9 @@ impl Shard {
     /// Memory by kind over all slots. Costs a look at each segment of each slot, not at each registration.
     pub fn memory(&self) -> Memory {
         let (readers, insight) = (self.interests.bytes(), self.insight.bytes());
-        let own = Memory { readers, insight, ..Memory::default() };
+        let replication = self.cluster.as_ref().map_or(0, |cluster| cluster.bytes());
+        let index = self.cluster.as_ref().map_or(0, |_| self.slots.bytes());
+        let own = Memory { readers, insight, replication, index, ..Memory::default() };
         self.slots.iter().map(Slot::memory).fold(own, |sum, memory| sum + memory)
     }
 
@@ -299,8 +340,11 @@ impl Shard {
         self.interests.count_of(reader)
     }
 
-    /// Whether readers are answered yet (see [`ShardConfig::settle`]).
+    /// Whether readers are answered yet (see [`ShardConfig::settle`]); in a cluster, of every slot that is led.
     pub fn is_serving(&self) -> bool {
+        if let Some(cluster) = &self.cluster {
+            return self.may_tell() && cluster.is_serving();
+        }
         self.may_tell() && self.opened_at.is_some_and(|opened| self.now.since(opened) >= self.config.settle)
     }
 
@@ -319,8 +363,10 @@ impl Shard {
         if session == SessionId::NOBODY {
             return Err(Refusal::SessionEnded);
         }
-        // A larger epoch than this shard's is of another run, whatever the session was linked to before.
+        // A larger epoch than this shard's is of another run, whatever the session was linked to before. In a cluster epochs
+        // come from the slot table.
         let foreign = epoch_seen > self.epoch || !same_run && epoch_seen == self.epoch;
+        let foreign = foreign && self.cluster.is_none();
         if foreign && epoch_seen >= Revision::EPOCH_MAX {
             return Err(Refusal::EpochMismatch);
         }
@@ -339,6 +385,7 @@ impl Shard {
         }
         self.links.insert(reader, Link { session: Some(session), refused_names: BTreeSet::new() });
         self.interests.open(reader);
+        self.links_changed();
         Ok(*self.sequences.entry(session).or_insert(0))
     }
 
@@ -363,6 +410,13 @@ impl Shard {
         self.catching_up.retain(|(other, _), _| *other != reader);
         self.acks.retain(|ack| ack.reader != reader);
         self.durable_acks.close(reader);
+        self.links_changed();
+    }
+
+    fn links_changed(&mut self) {
+        if let Some(cluster) = &mut self.cluster {
+            cluster.links_changed();
+        }
     }
 
     /// The session behind a link leaves for good; its registrations go at once.
@@ -426,20 +480,25 @@ impl Shard {
     pub fn handle_interest(&mut self, reader: ReaderId, id: &DataId, since: Revision) -> Result<(), Refusal> {
         let datum = id.key();
         let slot = datum.slot(self.config.slot_count);
-        let held = self.slots.get(slot).ok_or(Refusal::SlotMoved)?;
+        let held = self.slots.led(slot).ok_or(Refusal::SlotMoved)?;
         if held.collides(datum, id.as_bytes()) {
             return Err(Refusal::KeyCollision);
         }
+        // In a cluster a revision may be of an epoch that ended before it.
+        let is_trusted =
+            self.cluster.is_none() || held.trusts(since) || self.faults.has(Fault::DiffAcrossFork);
         if !self.interests.add(reader, slot, datum) && since == Revision::ZERO {
             // The reader holds a list and asks for it once more, because it would read an absence differently by now. Its
             // answer has to be told apart from what it was told before.
             self.seal_slot(slot, self.now);
-            if let Some(slot) = self.slots.get_mut(slot) {
+            if self.cluster.is_some() {
+                self.advance_slot(slot);
+            } else if let Some(slot) = self.slots.get_mut(slot) {
                 slot.advance();
             }
         }
         self.note_read(slot, datum);
-        self.asked.insert((reader, slot, datum), since);
+        self.asked.insert((reader, slot, datum), if is_trusted { since } else { Revision::ZERO });
         Ok(())
     }
 
@@ -489,7 +548,7 @@ impl Shard {
         self.leases.renew(session, now)?;
         let per_slot: Vec<(SlotId, Digest)> = self
             .slots
-            .iter()
+            .iter_led()
             .map(|slot| (slot.id(), slot.session_digest(session)))
             .filter(|(_, digest)| !digest.is_empty())
             .collect();
@@ -499,7 +558,9 @@ impl Shard {
         });
         let same = mine == digest;
         if same {
-            if !self.confirmed_marks.contains_key(&session) {
+            if self.cluster.is_some() {
+                self.confirm_turns(session);
+            } else if !self.confirmed_marks.contains_key(&session) {
                 self.advance_all();
             }
             let confirmed = self.confirmed_marks.entry(session).or_insert(0);
@@ -520,52 +581,6 @@ impl Shard {
         })
     }
 
-    /// The digests of what the session behind a link owns in a slot, by data id.
-    pub fn handle_digest_request(
-        &self,
-        reader: ReaderId,
-        slot: SlotId,
-    ) -> Result<BTreeMap<DatumKey, Digest>, LinkError> {
-        let session = self.session_of(reader)?;
-        Ok(self.slots.get(slot).map(|slot| slot.session_datum_digests(session)).unwrap_or_default())
-    }
-
-    /// The session tells every registration it holds of a data id; what else it is taken to own there goes. Travels in
-    /// link order with its writes, so nothing that is still under way is lost.
-    pub fn handle_holds(
-        &mut self,
-        reader: ReaderId,
-        datum: DatumKey,
-        registers: &BTreeSet<RegisterId>,
-    ) -> Result<usize, LinkError> {
-        let session = self.session_of(reader)?;
-        let (slot_id, mark) = (datum.slot(self.config.slot_count), self.mark);
-        let Some(slot) = self.slots.get(slot_id) else { return Ok(0) };
-        let surplus: Vec<(RegisterId, Version)> = slot
-            .session_registers(session, datum)
-            .filter(|(register, _)| !registers.contains(register))
-            .collect();
-        for (register, version) in &surplus {
-            self.seal_if_full(slot_id, self.now);
-            let change = Change {
-                kind: ChangeKind::Remove,
-                durability: Durability::Ephemeral,
-                datum,
-                register: *register,
-                version: *version,
-                epoch: 0,
-                owner: session,
-            };
-            if let Some(slot) = self.slots.get_mut(slot_id) {
-                let _ = slot.admit_remove(&change, mark);
-            }
-        }
-        if !surplus.is_empty() {
-            self.dirty.push(slot_id);
-        }
-        Ok(surplus.len())
-    }
-
     /// Time passes: leases end, tombstones that everybody has confirmed go, compaction walks on. What has arrived is to be
     /// handled before.
     pub fn tick(&mut self, now: Nanos) {
@@ -583,7 +598,16 @@ impl Shard {
             .min()
             .unwrap_or(self.mark);
         let lowest = if self.settled { lowest } else { 0 };
-        for slot in self.slots.iter_mut() {
+        self.cluster_tick(now);
+        let marks = self.tombstone_marks(lowest);
+        let is_early = self.faults.has(Fault::TombstoneEarly);
+        let (is_clustered, settled) = (self.cluster.is_some(), lowest);
+        for slot in self.slots.iter_led_mut() {
+            let lowest = match marks.get(&slot.id()) {
+                _ if is_early => u64::MAX,
+                None if is_clustered => continue,
+                marks => marks.copied().unwrap_or(settled),
+            };
             let room = BATCH_CHANGES_MAX.saturating_sub(slot.open_changes());
             let forgotten = slot.forget_tombstones(lowest, room);
             if forgotten > 0 {
@@ -604,6 +628,7 @@ impl Shard {
         let before = self.stats.batches;
         self.seal_dirty(now);
         self.await_durable();
+        self.cluster_turn();
         (self.stats.batches - before) as usize
     }
 
@@ -627,7 +652,8 @@ impl Shard {
     /// Hands every diff that is due to `deliver`. Call after [`Shard::seal`].
     pub fn poll_push(&mut self, mut deliver: impl FnMut(Push<'_>)) {
         debug_assert!(self.dirty.is_empty(), "seal before reading");
-        if !self.is_serving() {
+        // In a cluster each slot is asked for itself.
+        if !self.may_tell() || self.cluster.is_none() && !self.is_serving() {
             return;
         }
         // Almost always every reader is in step, and there is nothing to pick.
@@ -668,7 +694,8 @@ impl Shard {
             }
         }
         while let Some(((reader, slot_id), since)) = self.catching_up.pop_first() {
-            let Some(slot) = self.slots.get(slot_id) else { continue };
+            // Whoever reads from a slot that does not answer yet has asked for it.
+            let Some(slot) = self.slots.accepting(slot_id) else { continue };
             for datum in changed_since(slot, since, &self.interests, reader) {
                 if !self.asked.contains_key(&(reader, slot_id, datum)) {
                     let answer = diff::collect(slot, datum, since);
@@ -678,9 +705,11 @@ impl Shard {
             }
         }
         let (slots, stats) = (&self.slots, &mut self.stats);
-        let answered = self.asked.extract_if(.., |(reader, ..), _| self.interests.is_in_step(*reader));
+        let answered = self.asked.extract_if(.., |(reader, slot, _), _| {
+            self.interests.is_in_step(*reader) && slots.accepting(*slot).is_some()
+        });
         for ((reader, slot_id, datum), since) in answered {
-            let Some(slot) = slots.get(slot_id) else { continue };
+            let Some(slot) = slots.accepting(slot_id) else { continue };
             let answer = diff::collect(slot, datum, since);
             count(stats, &answer);
             deliver(Push { readers: &[reader], slot: slot_id, datum, answer });
@@ -697,7 +726,7 @@ impl Shard {
         let change = entry.change;
         self.seal_if_full(slot_id, self.now);
         self.check_durability(session, &change, slot_id)?;
-        let slot = self.slots.get_mut(slot_id).ok_or(Refusal::SlotMoved)?;
+        let slot = self.slots.led_mut(slot_id).ok_or(Refusal::SlotMoved)?;
         if change.epoch != 0 && change.epoch != slot.revision().epoch() {
             return Err(Refusal::EpochMismatch);
         }
@@ -758,11 +787,15 @@ impl Shard {
         if let Some(storage) = &mut self.storage {
             storage.append(id, slot.revision(), &sealed.batch, changes, sealed.persistent, now);
         }
+        if let Some(cluster) = &mut self.cluster {
+            cluster.replicas.moved(id, slot.revision(), Some(&sealed.batch), now);
+        }
         slot.recycle(sealed.batch);
         self.stats.batches += 1;
         self.stats.changed_datums += sealed.changed.len() as u64;
         self.insight.changed(&sealed.changed);
-        if !sealed.changed.is_empty() {
+        // Before a slot answers, whoever reads from it has asked for it and gets all of it then.
+        if !sealed.changed.is_empty() && self.slots.accepting(id).is_some() {
             self.sealed.push_back(Seal { slot: id, previous: sealed.previous, changed: sealed.changed });
         }
     }
@@ -784,7 +817,12 @@ impl Shard {
     /// were given before, so that what they lack can be told as a change.
     fn advance_all(&mut self) {
         self.seal_all();
-        self.slots.iter_mut().for_each(Slot::advance);
+        if self.cluster.is_some() {
+            let led: Vec<SlotId> = self.slots.iter_led().map(Slot::id).collect();
+            led.into_iter().for_each(|slot| self.advance_slot(slot));
+        } else {
+            self.slots.iter_mut().for_each(Slot::advance);
+        }
     }
 
     fn seal_all(&mut self) {
@@ -794,7 +832,8 @@ impl Shard {
     fn end_session(&mut self, session: SessionId) {
         self.confirmed_marks.remove(&session);
         self.sequences.remove(&session);
-        self.ending.extend(self.slots.iter().map(|slot| (session, slot.id())));
+        self.forget_turns(session);
+        self.ending.extend(self.slots.iter_led().map(|slot| (session, slot.id())));
     }
 
     /// Removes registrations of ended sessions, some slots per turn.
@@ -804,7 +843,7 @@ impl Shard {
             let Some((session, id)) = self.ending.pop_front() else { break };
             let (mark, now) = (self.mark, self.now);
             self.seal_if_full(id, now);
-            let Some(slot) = self.slots.get_mut(id) else { continue };
+            let Some(slot) = self.slots.led_mut(id) else { continue };
             let room = budget.min(BATCH_CHANGES_MAX.saturating_sub(slot.open_changes()));
             let removed = slot.remove_session(session, mark, room);
             if removed > 0 {
@@ -819,7 +858,7 @@ impl Shard {
 
     /// Whether [`Shard::seal`] has work left over from this turn.
     pub fn has_backlog(&self) -> bool {
-        !self.ending.is_empty()
+        !self.ending.is_empty() || self.cluster.as_ref().is_some_and(|cluster| cluster.has_backlog())
     }
 }
 

@@ -15,16 +15,26 @@ use crate::{
     change_log::{ChangeLog, ChangeLogLimits, Position},
     digest::{Digest, fingerprint},
     error::Refusal,
-    id::{ClientId, DatumKey, Nanos, RegisterId, Revision, SessionId, SlotId, Version, mix64},
+    id::{ClientId, DatumKey, Nanos, RegisterId, Revision, SessionId, SlotId, Version},
     limits::{DATUM_BYTES_MAX, DATUM_PUBLISHERS_MAX},
     record::Record,
 };
 
-mod history;
-
 mod chunks;
 
+mod datums;
+
+mod digests;
+
+mod dismantle;
+
+mod follow;
+
+mod history;
+
 mod insight;
+
+mod lineage;
 
 mod memory;
 
@@ -35,7 +45,11 @@ mod publication;
 mod restore;
 
 use chunks::Chunks;
+pub(crate) use follow::Checks;
+pub use follow::FollowError;
 pub use insight::{DatumView, display_name};
+pub use lineage::FORKS_MAX;
+use lineage::Lineage;
 use publication::{NIL, Place, Publication};
 pub use restore::ScanCursor;
 
@@ -128,6 +142,11 @@ pub struct Slot {
     session_digests: Vec<(SessionId, Digest)>,
     tombstones: VecDeque<Tombstone>,
     idle: VecDeque<u32>,
+    lineage: Lineage,
+    /// Others follow its batches, which then name a data id again whenever it gets its first registration.
+    tells_names: bool,
+    /// The data id named last in the open batch.
+    named: u32,
 }
 
 impl Slot {
@@ -158,6 +177,9 @@ impl Slot {
             session_digests: Vec::new(),
             tombstones: VecDeque::new(),
             idle: VecDeque::new(),
+            lineage: Lineage::default(),
+            tells_names: false,
+            named: NIL,
         }
     }
 
@@ -174,6 +196,11 @@ impl Slot {
     /// The slot's number.
     pub fn id(&self) -> SlotId {
         self.id
+    }
+
+    /// The node's shard count.
+    pub(crate) fn shards(&self) -> u32 {
+        self.shards
     }
 
     /// The latest sealed revision.
@@ -231,6 +258,7 @@ impl Slot {
             None => {
                 self.open.push(entry);
                 self.apply(entry, 0);
+                self.named = self.find_datum(entry.change.datum).unwrap_or(NIL);
                 Ok(())
             }
         }
@@ -281,6 +309,7 @@ impl Slot {
             return Err(Refusal::DatumFull);
         }
         self.open_persistent |= change.is_persistent();
+        self.name_again(datum);
         self.open.push(entry);
         self.put_at(datum, found, &change, record);
         Ok(())
@@ -310,6 +339,7 @@ impl Slot {
         }
         let remove = Change { kind: ChangeKind::Remove, ..*change };
         self.open_persistent |= change.is_persistent();
+        self.name_again(datum);
         self.write(|out| write_change(out, &remove));
         self.apply_change(&remove, None, mark);
         Ok(())
@@ -380,7 +410,7 @@ impl Slot {
         }
         let (previous, revision) = (self.revision, self.revision.next());
         let batch = self.open.seal(self.id, previous, revision, self.shards);
-        self.revision = revision;
+        (self.revision, self.named) = (revision, NIL);
         debug_assert!(crate::batch::Batch::read(&batch).is_ok());
         let changed = self.log_touched(revision, now);
         self.log.trim(&self.log_limits, now);
@@ -631,36 +661,6 @@ impl Slot {
         }
     }
 
-    fn fingerprint_of(&self, index: u32) -> u64 {
-        let publication = self.publication(index);
-        let key = self.datum(publication.datum).key;
-        let register = publication.register(&self.arena);
-        fingerprint(key, register, publication.version(), self.record(index).checksum())
-    }
-
-    fn enter_digest(&mut self, index: u32) {
-        self.enter(self.publication(index).owner, self.fingerprint_of(index));
-    }
-
-    fn enter(&mut self, owner: SessionId, print: u64) {
-        self.digest.add(print);
-        match self.session_digests.binary_search_by_key(&owner, |(session, _)| *session) {
-            Ok(at) => self.session_digests[at].1.add(print),
-            Err(at) => self.session_digests.insert(at, (owner, Digest { sum: print, count: 1 })),
-        }
-    }
-
-    fn leave_digest(&mut self, index: u32) {
-        let (owner, print) = (self.publication(index).owner, self.fingerprint_of(index));
-        self.digest.remove(print);
-        if let Ok(at) = self.session_digests.binary_search_by_key(&owner, |(session, _)| *session) {
-            self.session_digests[at].1.remove(print);
-            if self.session_digests[at].1.is_empty() {
-                self.session_digests.remove(at);
-            }
-        }
-    }
-
     fn live(&self) -> impl Iterator<Item = (u32, &Publication)> {
         self.publications.iter().enumerate().filter_map(|(index, publication)| {
             matches!(publication.place, Place::Live(_)).then_some((index as u32, publication))
@@ -676,84 +676,6 @@ impl Slot {
 
     fn publication(&self, index: u32) -> &Publication {
         &self.publications[index as usize]
-    }
-
-    fn datum(&self, index: u32) -> &Datum {
-        self.datums[index as usize].as_ref().expect("a data id in use is there")
-    }
-
-    fn datum_mut(&mut self, index: u32) -> &mut Datum {
-        self.datums[index as usize].as_mut().expect("a data id in use is there")
-    }
-
-    fn find_datum(&self, key: DatumKey) -> Option<u32> {
-        let hash = mix64(key.0 ^ self.seed);
-        self.datum_index.find(hash, |&index| self.datum(index).key == key).copied()
-    }
-
-    fn insert_datum(&mut self, key: DatumKey, name: &[u8]) -> u32 {
-        self.name_bytes += name.len();
-        let datum = Datum {
-            key,
-            name: name.into(),
-            head: NIL,
-            publishers: 0,
-            tombstones: 0,
-            bytes: 0,
-            last_change: Revision::ZERO,
-            latest: None,
-            idle_since: self.revision,
-            changed_at: 0,
-            read_at: 0,
-        };
-        let index = match self.datums_vacant.pop() {
-            Some(index) => {
-                self.datums[index as usize] = Some(datum);
-                index
-            }
-            None => {
-                self.datums.push(Some(datum));
-                (self.datums.len() - 1) as u32
-            }
-        };
-        let (seed, datums) = (self.seed, &self.datums);
-        self.datum_index.insert_unique(mix64(key.0 ^ seed), index, |&index| {
-            datums[index as usize].as_ref().map_or(0, |datum| mix64(datum.key.0 ^ seed))
-        });
-        index
-    }
-
-    fn note_if_idle(&mut self, index: u32) {
-        let revision = self.revision;
-        let datum = self.datum_mut(index);
-        if datum.publishers == 0 && datum.tombstones == 0 {
-            datum.idle_since = revision;
-            self.idle.push_back(index);
-        }
-    }
-
-    /// Data ids without publishers and tombstones go once the log no longer names them. One that was named in the batch
-    /// just sealed stays: the put that it was named for may be the first change of the next.
-    fn drop_idle_datums(&mut self, previous: Revision) {
-        while let Some(&index) = self.idle.front() {
-            if let Some(datum) = &self.datums[index as usize]
-                && datum.publishers == 0
-                && datum.tombstones == 0
-            {
-                if datum.last_change > self.log.floor() || datum.idle_since >= previous {
-                    break;
-                }
-                let key = datum.key;
-                self.name_bytes -= datum.name.len();
-                let hash = mix64(key.0 ^ self.seed);
-                if let Ok(entry) = self.datum_index.find_entry(hash, |&at| at == index) {
-                    entry.remove();
-                }
-                self.datums[index as usize] = None;
-                self.datums_vacant.push(index);
-            }
-            self.idle.pop_front();
-        }
     }
 
     fn find(&self, key: DatumKey, register: RegisterId) -> Option<u32> {

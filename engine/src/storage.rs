@@ -15,6 +15,10 @@ use crate::{
     snapshot::{Phase, Scan, SnapshotHead, temporary},
 };
 
+mod void;
+
+use void::Void;
+
 /// Operations under way at once: more are kept back.
 pub const OPERATIONS_MAX: usize = 64;
 
@@ -112,6 +116,8 @@ pub struct Storage {
     allowance: u64,
     allowed_at: Option<Nanos>,
     truncation: Option<(SegmentId, u64)>,
+    /// Slots that were let go of, until the disk says so.
+    void: BTreeMap<SlotId, Void>,
     old_files: BTreeMap<SegmentId, u64>,
     last_error: Option<DiskError>,
     stats: StorageStats,
@@ -135,6 +141,7 @@ impl Storage {
             allowance: 0,
             allowed_at: None,
             truncation: None,
+            void: BTreeMap::new(),
             old_files: recovered.segments.clone(),
             last_error: None,
             stats: StorageStats::default(),
@@ -144,6 +151,7 @@ impl Storage {
             storage.needs.extend(slot.needs.map(|segment| (segment, *id)));
             storage.slots.insert(*id, slot);
         }
+        storage.delete_snapshots(recovered.stale.iter().copied());
         storage
     }
 
@@ -212,6 +220,7 @@ impl Storage {
         persistent: bool,
         now: Nanos,
     ) {
+        self.write_void_of(id, now);
         let scanned = self.scan.as_ref().is_some_and(|scan| scan.slot == id);
         let failed = matches!(self.journal.state(), JournalState::Failed(_));
         let slot = self.slots.entry(id).or_default();
@@ -265,6 +274,7 @@ impl Storage {
     pub(crate) fn turn(&mut self, now: Nanos, slots: &Slots) {
         self.earn(now);
         if self.journal.state() == JournalState::Open {
+            self.void_turn(now);
             self.snapshot(slots);
             self.truncate(now);
         }
@@ -338,6 +348,7 @@ impl Storage {
         }
         self.abandon_scan();
         self.truncation = None;
+        self.void_failed();
         for (id, slot) in &mut self.slots {
             // What was lost is in the snapshot that closes the gap.
             (slot.gap, slot.frame, slot.persistent) = (true, 0, 0);
@@ -387,6 +398,10 @@ impl Storage {
             && self.journal.fate(frame) != Fate::Waiting
         {
             scan.rename(&mut self.disk);
+            // It takes the place of one that was to be deleted.
+            if let Some(void) = self.void.get_mut(&scan.slot) {
+                void.has_snapshot = false;
+            }
         }
     }
 

@@ -406,6 +406,7 @@ impl Salvage<'_> {
                     }
                 }
                 Ok(Frame::Snapshot(slot)) => _ = self.named.insert(slot),
+                Ok(Frame::Void(slot, up_to)) => self.void(slot, up_to),
                 Ok(Frame::Batch { batch, .. }) if u32::from(batch.slot().0) >= self.slot_count => {
                     self.fault(file, Some(offset), "a batch of a slot that this cluster does not have");
                 }
@@ -414,6 +415,17 @@ impl Salvage<'_> {
                 }
                 Err(what) => self.fault(file, Some(offset), what),
             }
+        }
+    }
+
+    /// What was read of a slot up to a revision counts no more.
+    fn void(&mut self, slot: SlotId, up_to: Revision) {
+        self.named.remove(&slot);
+        let newer = |found: &Found| {
+            found.revision > up_to || found.partial.as_ref().is_some_and(|(revision, _)| *revision > up_to)
+        };
+        if self.slots.get(&slot).is_some_and(|found| !newer(found)) {
+            self.slots.remove(&slot);
         }
     }
 

@@ -27,9 +27,18 @@ pub(super) struct DurableAcks {
 
 struct Waiting {
     ack: Acknowledgement,
-    persistent: Vec<usize>,
+    persistent: Vec<Persistent>,
     /// The frame that makes the changes durable; none will.
     frame: Option<u64>,
+}
+
+/// A change that has to be durable.
+struct Persistent {
+    /// Its place among the outcomes.
+    at: usize,
+    slot: SlotId,
+    /// The revision that has it.
+    revision: Revision,
 }
 
 impl DurableAcks {
@@ -47,12 +56,37 @@ impl DurableAcks {
         self.ready.retain(|ack| ack.reader != reader);
     }
 
-    /// Moves on what the disk has decided on.
-    fn decide(&mut self, fate: impl Fn(u64) -> Fate) {
-        let decided = self.waiting.extract_if(.., |waiting| waiting.frame.map(&fate) != Some(Fate::Waiting));
+    /// The slot is led here no more: what waits for being durable may not be what its next leader has.
+    pub(super) fn refuse_moved(&mut self, slot: SlotId) {
+        for (ack, persistent) in &mut self.open {
+            ack.refuse_moved(slot);
+            persistent.retain(|at| ack.outcomes[*at].is_ok());
+        }
+        for Waiting { ack, persistent, .. } in &mut self.waiting {
+            persistent.retain(|change| {
+                let stays = change.slot != slot;
+                if !stays {
+                    ack.outcomes[change.at] = Err(Refusal::SlotMoved);
+                }
+                stays
+            });
+        }
+    }
+
+    /// Moves on what the disk, and the replicas that have to have it, have decided on.
+    fn decide(&mut self, fate: impl Fn(u64) -> Fate, replicas_have: impl Fn(SlotId, Revision) -> bool) {
+        let waits = |waiting: &Waiting| match waiting.frame.map(&fate) {
+            _ if waiting.persistent.is_empty() => false,
+            Some(Fate::Waiting) => true,
+            Some(Fate::Durable) => {
+                !waiting.persistent.iter().all(|change| replicas_have(change.slot, change.revision))
+            }
+            Some(Fate::Lost) | None => false,
+        };
+        let decided = self.waiting.extract_if(.., |waiting| !waits(waiting));
         for Waiting { mut ack, persistent, frame } in decided {
             if frame.map(&fate) != Some(Fate::Durable) {
-                persistent.into_iter().for_each(|at| ack.outcomes[at] = Err(Refusal::StorageFailed));
+                persistent.iter().for_each(|change| ack.outcomes[change.at] = Err(Refusal::StorageFailed));
             }
             self.ready.push_back(ack);
         }
@@ -113,6 +147,9 @@ impl Shard {
         if !change.is_persistent() {
             return Ok(());
         }
+        if self.cluster.as_ref().is_some_and(|cluster| cluster.holds_persistent) {
+            return Err(Refusal::PersistentUnavailable);
+        }
         let storage = self.storage.as_ref().ok_or(Refusal::PersistentUnavailable)?;
         if storage.takes_persistent(slot) { Ok(()) } else { Err(Refusal::StorageFailed) }
     }
@@ -127,6 +164,9 @@ impl Shard {
             let frames = slots.map(|slot| self.storage.as_ref()?.persistent_frame_of(slot));
             let frame = frames.reduce(|one, other| Some(one?.max(other?))).flatten();
             let revision = |slot| self.slots.get(slot).map_or(Revision::ZERO, Slot::revision);
+            let changes = persistent.into_iter().filter_map(|at| Some((at, ack.outcomes[at].ok()?)));
+            let changes = changes.map(|(at, slot)| Persistent { at, slot, revision: revision(slot) });
+            let persistent = changes.collect();
             let outcomes = ack.outcomes.into_iter().map(|outcome| outcome.map(revision)).collect();
             let ack = Acknowledgement { reader: ack.reader, sequence: ack.sequence, outcomes };
             self.durable_acks.waiting.push(Waiting { ack, persistent, frame });
@@ -134,10 +174,15 @@ impl Shard {
         self.decide_durable();
     }
 
-    fn decide_durable(&mut self) {
-        if let Some(storage) = &self.storage {
-            self.durable_acks.decide(|frame| storage.fate(frame));
-        }
+    pub(super) fn decide_durable(&mut self) {
+        let Some(storage) = &self.storage else { return };
+        let cluster = self.cluster.as_ref();
+        let replicas_have = |slot: SlotId, revision: Revision| {
+            let Some(cluster) = cluster else { return true };
+            let has = |replica| cluster.replicas.durable_at(replica, slot).is_some_and(|at| at >= revision);
+            cluster.in_sync.get(&slot).into_iter().flatten().all(|replica| has(*replica))
+        };
+        self.durable_acks.decide(|frame| storage.fate(frame), replicas_have);
     }
 
     /// The next operation that the disk is to carry out. Call after [`Shard::seal`] until there is none.

@@ -51,6 +51,13 @@ impl<T: Copy> Chunks<T> {
         }
     }
 
+    /// Gives back the last piece with all that is in it. Returns whether there was one.
+    pub(super) fn drop_piece(&mut self) -> bool {
+        let Some(piece) = self.chunks.pop() else { return false };
+        self.len -= piece.len();
+        true
+    }
+
     pub(super) fn get(&self, index: usize) -> Option<&T> {
         self.chunks.get(index / CHUNK)?.get(index % CHUNK)
     }

@@ -25,6 +25,7 @@ impl Slot {
             readers: 0,
             batches: self.open.capacity() + self.touched.capacity() * size_of::<Touched>(),
             insight: 0,
+            replication: self.lineage.bytes(),
         }
     }
 }

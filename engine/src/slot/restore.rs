@@ -75,10 +75,15 @@ impl Slot {
     pub fn restored(&mut self, revision: Revision) {
         debug_assert!(self.open.changes() == 0);
         self.revision = revision;
-        self.log = ChangeLog::starting_at(revision);
+        self.restart_log();
         for datum in self.datums.iter_mut().flatten() {
             (datum.last_change, datum.idle_since, datum.latest) = (revision, revision, None);
         }
+    }
+
+    /// The log begins at the present revision.
+    pub(super) fn restart_log(&mut self) {
+        self.log = ChangeLog::starting_at(self.revision);
     }
 
     /// The session incarnations that own registrations here.

@@ -11,6 +11,7 @@ mod memory;
 mod model;
 mod persistent;
 mod readers;
+mod replication;
 mod salvage;
 mod support;
 mod tidy;

@@ -196,9 +196,18 @@ pub(crate) struct Node {
 
 impl Node {
     pub(crate) fn new(config: ShardConfig) -> Self {
+        Self::of(config.slot_count, Shard::new(config))
+    }
+
+    /// A node of a cluster, which holds no slot yet.
+    pub(crate) fn clustered(config: ShardConfig) -> Self {
+        Self::of(config.slot_count, Shard::clustered(config))
+    }
+
+    pub(crate) fn of(slot_count: u32, shard: Shard) -> Self {
         Self {
-            slot_count: config.slot_count,
-            shard: Shard::new(config),
+            slot_count,
+            shard,
             now: Nanos(Nanos::SECOND),
             sequences: BTreeMap::new(),
             sessions: BTreeMap::new(),
