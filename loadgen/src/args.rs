@@ -6,12 +6,13 @@ use clap::{Args, Parser, Subcommand};
 use slotcast_net::data::storage::StorageKind;
 
 use crate::{
-    chaos::{ChaosSpec, Scenario},
+    chaos::{ChaosSpec, Scenario, Shape},
     clock::SECOND,
     disturbance::Disturbance,
     ingest::IngestSpec,
     links::{LinksSpec, core::Plant},
     preset::{Preset, Wishes},
+    probe::ProbeSpec,
     replay::Replay,
     run::RunSpec,
     schedule::Synthetic,
@@ -20,6 +21,10 @@ use crate::{
     trace::Input,
     workload::PAYLOAD_HEAD_BYTES,
 };
+
+/// Clients of a preset's load under faults, and its window.
+const PRESET_CLIENTS: u32 = 10_000;
+const PRESET_WINDOW: Duration = Duration::from_secs(30);
 
 /// Drives a Slotcast cluster with very many clients, checks every list they get, and measures how long it took.
 #[derive(Parser, Debug)]
@@ -49,6 +54,8 @@ pub enum Command {
     Ingest(IngestArgs),
     /// Kills or stops processes of a cluster of its own under load, and judges every list that reaches a client.
     Chaos(ChaosArgs),
+    /// Watches running sessions from outside, for as long as it is wanted, with a little data of its own.
+    Probe(ProbeArgs),
     /// A role of the embedded cluster.
     #[command(hide = true)]
     Role {
@@ -80,6 +87,8 @@ pub enum RoleCommand {
     Data(ChildArgs),
     /// The session.
     Session(ChildArgs),
+    /// The control plane.
+    Meta(ChildArgs),
 }
 
 /// Arguments of a child process.
@@ -386,21 +395,33 @@ pub struct ChaosArgs {
     /// What fails.
     #[arg(long, value_enum, default_value = "kill-restart")]
     pub scenario: Scenario,
-    /// Rounds; in each something fails once.
-    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
-    pub rounds: u32,
+    /// Rounds; in each something fails once [default: 10, or as many as --duration has room for].
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    pub rounds: Option<u32>,
     /// Begin no round after this long.
     #[arg(long, value_name = "DURATION")]
     pub duration: Option<humantime::Duration>,
-    /// Where the data node keeps its slots.
+    /// The load of `run` instead of random operations, with its oracle and its delays; --duration is the window then.
+    #[arg(long, value_enum, conflicts_with_all = ["rounds", "operations_per_sec"])]
+    pub preset: Option<Preset>,
+    /// Data nodes [default: 1 for kill-restart and pause, else 3].
+    #[arg(long, value_parser = clap::value_parser!(u8).range(1..=32))]
+    pub data: Option<u8>,
+    /// Sessions [default: 2].
+    #[arg(long, value_parser = clap::value_parser!(u8).range(1..=32))]
+    pub sessions: Option<u8>,
+    /// Processes of the control plane [default: 1 where there are several data nodes].
+    #[arg(long, value_parser = clap::value_parser!(u8).range(..=1))]
+    pub meta: Option<u8>,
+    /// Where the data nodes keep their slots.
     #[arg(long, value_parser = storage, default_value = "disk")]
     pub storage: StorageKind,
-    /// Clients, each one connection.
-    #[arg(long, default_value_t = 40, value_parser = clap::value_parser!(u32).range(3..=1_000))]
-    pub clients: u32,
-    /// Services (data ids).
-    #[arg(long, default_value_t = 24, value_parser = clap::value_parser!(u32).range(1..=10_000))]
-    pub services: u32,
+    /// Clients, each one connection [default: 40; 22 for move-slot; 10,000 with a preset].
+    #[arg(long, value_parser = clap::value_parser!(u32).range(3..))]
+    pub clients: Option<u32>,
+    /// Services (data ids) [default: 24; 100 for move-slot].
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub services: Option<u32>,
     /// Operations of all clients per second.
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub operations_per_sec: u32,
@@ -415,16 +436,100 @@ pub struct ChaosArgs {
     pub json: Option<PathBuf>,
 }
 
+/// Arguments of `probe`.
+#[derive(Args, Debug)]
+pub struct ProbeArgs {
+    /// A session to watch; may be repeated, and each sees what is changed over the others.
+    #[arg(long, value_name = "ADDR", required = true)]
+    pub target: Vec<SocketAddr>,
+    /// Show Prometheus metrics at `/metrics` here, and at `/readyz` whether the last round was good.
+    #[arg(long, value_name = "ADDR")]
+    pub http: Option<SocketAddr>,
+    /// Time from one change to the next.
+    #[arg(long, value_name = "DURATION", default_value = "1s")]
+    pub interval: humantime::Duration,
+    /// A change that is not in every list after this long is late.
+    #[arg(long, value_name = "DURATION", default_value = "5s")]
+    pub patience: humantime::Duration,
+    /// Data ids of its own.
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    pub services: u32,
+    /// End by itself after this long [default: when it is told to].
+    #[arg(long, value_name = "DURATION")]
+    pub duration: Option<humantime::Duration>,
+    /// Write all results as JSON at the end.
+    #[arg(long, value_name = "PATH")]
+    pub json: Option<PathBuf>,
+}
+
+impl ProbeArgs {
+    /// The probe with these settings.
+    pub fn spec(&self) -> ProbeSpec {
+        ProbeSpec {
+            targets: self.target.clone(),
+            http: self.http,
+            interval: self.interval.into(),
+            patience: self.patience.into(),
+            services: self.services,
+            duration: self.duration.map(Into::into),
+        }
+    }
+}
+
 impl ChaosArgs {
+    /// The load, where it is that of a preset.
+    pub fn load(&self) -> Option<RunSpec> {
+        let wishes = Wishes {
+            clients: Some(self.clients.unwrap_or(PRESET_CLIENTS)),
+            services: self.services,
+            ..Wishes::default()
+        };
+        let (shape, notes) = self.preset?.scaled(&wishes);
+        let window = self.duration.map_or(PRESET_WINDOW, Into::into);
+        let source = Source::Synthetic(Synthetic {
+            clients: shape.clients,
+            services: shape.services,
+            subscriptions_per_client: shape.subscriptions_per_client,
+            publishers: shape.publishers,
+            changes_per_sec: shape.changes_per_sec,
+            payload_bytes: 128,
+            warmup_ns: 2 * SECOND,
+            window_ns: window.as_nanos() as u64,
+            skew: None,
+            seed: self.rng_seed,
+            canaries: 1_000,
+            tag: 0,
+            notes,
+        });
+        Some(RunSpec {
+            source,
+            targets: Vec::new(),
+            settings: self.set.clone(),
+            session_cores: None,
+            workers: None,
+            disturbance: Disturbance::default(),
+            limit: None,
+            drain: Duration::from_secs(15),
+        })
+    }
+
     /// The run with these settings.
     pub fn spec(&self) -> ChaosSpec {
+        let moves = self.scenario == Scenario::MoveSlot;
+        let usual = if self.preset.is_some() { Shape::CLUSTER } else { self.scenario.shape() };
+        let data = self.data.map_or(usual.data, usize::from);
+        let metas = self.meta.map_or(usual.metas.max(usize::from(data > 1)), usize::from);
+        let sessions = self.sessions.map_or(usual.sessions, usize::from);
+        let usually = if moves { 3 } else { 10 };
+        let rounds = if self.duration.is_some() { self.rounds } else { self.rounds.or(Some(usually)) };
         ChaosSpec {
             scenario: self.scenario,
-            rounds: self.rounds,
+            shape: Shape { data, sessions, metas },
+            rounds,
             duration: self.duration.map(Into::into),
             storage: self.storage,
-            clients: self.clients,
-            services: self.services,
+            clients: self.clients.unwrap_or(if moves { 22 } else { 40 }),
+            services: self.services.unwrap_or(if moves { 100 } else { 24 }),
             operations_per_s: self.operations_per_sec,
             settings: self.set.clone(),
             seed: self.rng_seed,
@@ -609,6 +714,11 @@ mod tests {
         assert!(parse("loadgen run --find-max --step-duration 5s").is_ok());
         assert!(parse("loadgen chaos --scenario kill-restart --rounds 3 --storage tmpfs").is_ok());
         assert!(parse("loadgen chaos --storage paper").is_err());
+        assert!(
+            parse("loadgen chaos --scenario random --duration 5m --data 5 --sessions 3 --meta 1").is_ok()
+        );
+        assert!(parse("loadgen probe --target 127.0.0.1:1 --target [::1]:2 --duration 1h").is_ok());
+        assert!(parse("loadgen probe").is_err());
         assert!(parse("loadgen run --find-max --reconnect-storm").is_err());
         assert!(parse("loadgen run --reconnect-storm --stalled-clients 5").is_err());
         assert!(parse("loadgen run --payload-bytes 8").is_err());

@@ -57,6 +57,8 @@ pub mod ingest;
 
 pub mod chaos;
 
+pub mod probe;
+
 pub mod report;
 
 pub mod find_max;

@@ -1,4 +1,4 @@
-//! The binary: `loadgen demo | run | sweep | replay | limit | links | ingest | chaos`, and the children it starts from itself.
+//! The binary: `loadgen demo | run | sweep | replay | limit | links | ingest | chaos | probe`, and the children it starts from itself.
 
 use std::{
     fs,
@@ -11,15 +11,15 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use loadgen::{
     args::{
-        ChaosArgs, ChildArgs, Cli, Command, IngestArgs, LimitArgs, LinksArgs, Output, RoleCommand, RunArgs,
-        Setting, SweepArgs,
+        ChaosArgs, ChildArgs, Cli, Command, IngestArgs, LimitArgs, LinksArgs, Output, ProbeArgs, RoleCommand,
+        RunArgs, Setting, SweepArgs,
     },
     chaos,
     division::Division,
     find_max::{self, Step},
     ingest,
     limit::{self, LimitSpec, ends},
-    links, process,
+    links, probe, process,
     progress::Progress,
     report::{chart, delays, json, table, verdict::Verdict},
     roles,
@@ -46,9 +46,11 @@ fn main() -> ExitCode {
         Command::Links(args) => links(&args),
         Command::Ingest(args) => ingest(&args),
         Command::Chaos(args) => chaos(&args),
+        Command::Probe(args) => probe(&args),
         Command::IngestWorker(args) => child(read(&args).and_then(|config| ingest::work(&config))),
         Command::LinksWorker(args) => child(read(&args).and_then(|config| links::work(&config))),
         Command::Role { role: RoleCommand::Data(args) } => child(roles::data(&args.config)),
+        Command::Role { role: RoleCommand::Meta(args) } => child(roles::meta(&args.config)),
         Command::Role { role: RoleCommand::Session(args) } => child(roles::session(&args.config)),
         Command::Worker(args) => child(read(&args).and_then(|config| worker::run(&config))),
         Command::LimitSender(args) => child(read(&args).and_then(|config| ends::send(&config))),
@@ -198,12 +200,35 @@ fn ingest(args: &IngestArgs) -> Result<ExitCode> {
 fn chaos(args: &ChaosArgs) -> Result<ExitCode> {
     let progress = Progress::new();
     let spec = args.spec();
+    if let Some(load) = args.load() {
+        let workload = load.source.build(0..0)?;
+        let result = chaos::loaded::run(&spec, &load, &workload, &progress);
+        progress.finish();
+        let outcome = result?;
+        println!("{}", outcome.table());
+        if let Some(path) = &args.json {
+            write_json(path, &outcome.json(&spec)?)?;
+        }
+        return Ok(if outcome.is_good() { ExitCode::SUCCESS } else { ExitCode::from(NOT_OK) });
+    }
     let result = chaos::run(&spec, &progress);
     progress.finish();
     let outcome = result?;
     println!("{}", outcome.table());
     if let Some(path) = &args.json {
         write_json(path, &outcome.json(&spec))?;
+    }
+    Ok(if outcome.is_good() { ExitCode::SUCCESS } else { ExitCode::from(NOT_OK) })
+}
+
+fn probe(args: &ProbeArgs) -> Result<ExitCode> {
+    let progress = Progress::new();
+    let result = probe::run(&args.spec(), &progress);
+    progress.finish();
+    let outcome = result?;
+    println!("{}", outcome.table());
+    if let Some(path) = &args.json {
+        write_json(path, &outcome.json())?;
     }
     Ok(if outcome.is_good() { ExitCode::SUCCESS } else { ExitCode::from(NOT_OK) })
 }

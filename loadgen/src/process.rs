@@ -62,6 +62,15 @@ impl Process {
         }
     }
 
+    /// Whether the child has ended. An error if it has not ended well.
+    pub fn has_ended(&mut self) -> Result<bool> {
+        match self.child.try_wait()? {
+            Some(status) if status.success() => Ok(true),
+            Some(status) => bail!("{} failed: {status}", self.name),
+            None => Ok(false),
+        }
+    }
+
     /// Waits for the child to end well.
     pub fn finish(mut self, within: Duration) -> Result<()> {
         let deadline = Instant::now() + within;
@@ -79,6 +88,12 @@ impl Process {
     pub fn pause(&self, stop: bool) -> Result<()> {
         let signal = if stop { Signal::STOP } else { Signal::CONT };
         kill_process(Pid::from_child(&self.child), signal)
+            .with_context(|| format!("cannot send a signal to {}", self.name))
+    }
+
+    /// Asks the child to end, as SIGTERM does.
+    pub fn terminate(&self) -> Result<()> {
+        kill_process(Pid::from_child(&self.child), Signal::TERM)
             .with_context(|| format!("cannot send a signal to {}", self.name))
     }
 

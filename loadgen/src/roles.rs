@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use slotcast_net::{
     config::Config,
-    process::{DataProcess, SessionProcess, wait_for_end},
+    process::{DataProcess, MetaProcess, SessionProcess, wait_for_end},
 };
 
 use crate::{division::Division, limit::SocketOptions, process::Process};
@@ -67,7 +67,7 @@ impl Cluster {
 
     /// The session's metrics now, if it tells.
     pub fn session_metrics(&self) -> Option<Metrics> {
-        get(self.session_http, "/metrics").ok().map(|(_, text)| Metrics { text })
+        Metrics::read(self.session_http)
     }
 }
 
@@ -88,7 +88,13 @@ impl Metrics {
         self.sum("slotcast_session_client_errors_total", &format!("reason=\"{reason}\"")).unwrap_or(0.0)
     }
 
-    fn sum(&self, name: &str, label: &str) -> Option<f64> {
+    /// What a process tells now, if it does.
+    pub fn read(http: SocketAddr) -> Option<Self> {
+        get(http, "/metrics").ok().map(|(_, text)| Self { text })
+    }
+
+    /// A metric by its whole name, summed over what it is told for where a label is as wanted.
+    pub fn sum(&self, name: &str, label: &str) -> Option<f64> {
         let lines = self.text.lines().filter(|line| {
             let rest = line.strip_prefix(name);
             rest.is_some_and(|rest| rest.starts_with(['{', ' '])) && line.contains(label)
@@ -148,6 +154,14 @@ pub fn session(config: &Path) -> Result<()> {
     session.server.stop()
 }
 
+/// Runs the control plane of a configuration file until the process is asked to end.
+pub fn meta(config: &Path) -> Result<()> {
+    let meta = MetaProcess::start(&Config::load(Some(config), &[])?)?;
+    println!("ready: peers {}, http {}", meta.server.addr, meta.admin.addr);
+    wait_for_end(|| meta.server.is_finished())?;
+    meta.server.stop()
+}
+
 fn start(
     role: &str,
     config: &Config,
@@ -181,9 +195,19 @@ fn wait_ready(process: &mut Process, http: SocketAddr) -> Result<()> {
 
 /// A plain GET: status and body.
 pub(crate) fn get(addr: SocketAddr, path: &str) -> Result<(u16, String)> {
+    ask(addr, "GET", path)
+}
+
+/// A plain POST without a body: status and body.
+pub(crate) fn post(addr: SocketAddr, path: &str) -> Result<(u16, String)> {
+    ask(addr, "POST", path)
+}
+
+fn ask(addr: SocketAddr, method: &str, path: &str) -> Result<(u16, String)> {
     let mut stream = TcpStream::connect_timeout(&addr, HTTP_TIMEOUT)?;
     stream.set_read_timeout(Some(HTTP_TIMEOUT))?;
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: {addr}\r\nConnection: close\r\n\r\n")?;
+    let length = if method == "POST" { "Content-Length: 0\r\n" } else { "" };
+    write!(stream, "{method} {path} HTTP/1.1\r\nHost: {addr}\r\n{length}Connection: close\r\n\r\n")?;
     let mut text = String::new();
     stream.read_to_string(&mut text)?;
     let status =

@@ -151,6 +151,9 @@ struct StormWatch {
     converged: Option<u64>,
 }
 
+/// What somebody else does while the changes go on: called every 20 ms with the nanoseconds since the window opened.
+pub type Beside<'b> = dyn FnMut(u64) -> Result<()> + 'b;
+
 struct Run<'r> {
     spec: &'r RunSpec,
     workload: &'r Workload,
@@ -161,10 +164,21 @@ struct Run<'r> {
     stalls: Vec<String>,
     idle_memory: IdleMemory,
     storm: Option<StormWatch>,
+    beside: &'r mut Beside<'r>,
 }
 
 /// Runs `spec`; `workload` is what its source derives, without subscriptions.
 pub fn run(spec: &RunSpec, workload: &Workload, progress: &Progress) -> Result<Outcome> {
+    run_beside(spec, workload, progress, &mut |_| Ok(()))
+}
+
+/// The same, with somebody who does something else to the sessions and data nodes meanwhile.
+pub fn run_beside<'r>(
+    spec: &'r RunSpec,
+    workload: &'r Workload,
+    progress: &'r Progress,
+    beside: &'r mut Beside<'r>,
+) -> Result<Outcome> {
     let folder = tempfile::Builder::new().prefix("loadgen-").tempdir()?;
     spec.disturbance.check(workload)?;
     let clients = workload.clients();
@@ -211,6 +225,7 @@ pub fn run(spec: &RunSpec, workload: &Workload, progress: &Progress) -> Result<O
         stalls: Vec::new(),
         idle_memory,
         storm: None,
+        beside,
     };
     let mut outcome = run.through(&outputs, division)?;
     outcome.limit = limit;
@@ -236,7 +251,12 @@ impl Driven for Run<'_> {
             cluster.session.check()?;
         }
         self.watch_storm();
-        Ok(())
+        let start = self.board.start();
+        let since = Monotonic.now().checked_sub(start + self.workload.window().start);
+        match since.filter(|_| start > 0) {
+            Some(since) => (self.beside)(since),
+            None => Ok(()),
+        }
     }
 
     fn is_whole(&self) -> bool {

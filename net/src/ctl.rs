@@ -9,10 +9,13 @@ use serde::de::DeserializeOwned;
 use slotcast_engine::{memory::Memory, top::LIMIT_MAX};
 
 use crate::{
-    admin::control::{COMPACTION, Changes, MEMORY, Problem, TOP},
+    admin::control::{COMPACTION, Changes, MEMORY, PUSH, Problem, TOP},
     data::status::{CompactionReport, MemoryReport},
+    session::push_stop::PushReport,
     top::{TopReport, What},
 };
+
+mod cluster;
 
 /// Longest wait for an answer; a process waits 10 s for each of its threads.
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -20,9 +23,10 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 /// Asks a running process, or tells it something.
 #[derive(Debug, Args)]
 pub struct Ctl {
-    /// HTTP address of the process: `data.http` or `session.http` of its configuration
-    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:7629", global = true)]
-    target: String,
+    /// HTTP address of the process: `data.http`, `session.http` or `meta.http` of its configuration [default: that of the
+    /// role which is asked, on loopback]
+    #[arg(long, value_name = "HOST:PORT", global = true)]
+    target: Option<String>,
     /// Print the answer as JSON
     #[arg(long, global = true)]
     json: bool,
@@ -39,6 +43,14 @@ enum Command {
     },
     /// Memory of a data node by kind
     Memory,
+    /// Nodes and slots, as the control plane sees them
+    Status,
+    /// Empty a data node, so that its process can be ended, or use it again
+    Drain(cluster::Drain),
+    /// Emergency: sessions keep their clients and take all that comes, but push nothing until they are told to go on
+    StopPush(Sessions),
+    /// Sessions push again; every client gets the latest state
+    ResumePush(Sessions),
     /// Who has or does the most of something
     Top {
         /// Of what
@@ -48,6 +60,13 @@ enum Command {
         #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=LIMIT_MAX as u64))]
         limit: u64,
     },
+}
+
+#[derive(Debug, Args)]
+struct Sessions {
+    /// HTTP addresses of session processes [default: that of --target]
+    #[arg(value_name = "HOST:PORT")]
+    sessions: Vec<String>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -73,6 +92,10 @@ impl Ctl {
     pub fn run(&self) -> anyhow::Result<String> {
         match &self.command {
             Command::Memory => self.tell(&self.ask("GET", MEMORY, None)?, memory),
+            Command::Status => self.tell(&self.ask("GET", "/status", None)?, cluster::status),
+            Command::Drain(drain) => cluster::drain(&self.target(), drain),
+            Command::StopPush(sessions) => self.push(sessions, "stop"),
+            Command::ResumePush(sessions) => self.push(sessions, "resume"),
             Command::Top { what, limit } => {
                 let path = format!("{TOP}?what={}&limit={limit}", what.label());
                 self.tell(&self.ask("GET", &path, None)?, top)
@@ -96,34 +119,48 @@ impl Ctl {
         }
     }
 
-    fn ask(&self, method: &str, path: &str, body: Option<&str>) -> anyhow::Result<String> {
-        let config = ureq::Agent::config_builder()
-            .timeout_global(Some(TIMEOUT))
-            .http_status_as_error(false)
-            .proxy(None)
-            .build();
-        let agent = ureq::Agent::from(config);
-        let url = format!("http://{}{path}", self.target);
-        let answer = match (method, body) {
-            ("GET", _) => agent.get(&url).call(),
-            (_, Some(body)) => agent.post(&url).content_type("application/json").send(body),
-            (_, None) => agent.post(&url).send_empty(),
+    /// The process that is asked.
+    fn target(&self) -> Target {
+        let port = match self.command {
+            Command::Compaction { .. } | Command::Memory | Command::Top { .. } => 7629,
+            Command::StopPush(_) | Command::ResumePush(_) => 7609,
+            Command::Status | Command::Drain(_) => 7619,
         };
-        let mut answer = answer.with_context(|| {
-            format!("{} does not answer: is it the HTTP address of a running process?", self.target)
-        })?;
-        let text = answer.body_mut().read_to_string().context("the answer cannot be read")?;
-        if answer.status().is_success() {
+        Target(self.target.clone().unwrap_or_else(|| format!("127.0.0.1:{port}")))
+    }
+
+    fn ask(&self, method: &str, path: &str, body: Option<&str>) -> anyhow::Result<String> {
+        self.target().ask(method, path, body)
+    }
+
+    /// Tells sessions to push or not. All are told, also when one does not answer.
+    fn push(&self, Sessions { sessions }: &Sessions, command: &str) -> anyhow::Result<String> {
+        let targets: Vec<Target> = match sessions.as_slice() {
+            [] => vec![self.target()],
+            sessions => sessions.iter().cloned().map(Target).collect(),
+        };
+        let (mut told, mut failed) = (Vec::new(), Vec::new());
+        for target in targets {
+            let answer = target.ask("POST", &format!("{PUSH}/{command}"), None);
+            let read = |text: String| -> anyhow::Result<Vec<PushReport>> {
+                serde_json::from_str(&text).context("the answer is of another version")
+            };
+            match answer.and_then(read) {
+                Ok(reports) => told.push((target.0, reports)),
+                Err(error) => failed.push(format!("{error:#}")),
+            }
+        }
+        let text = if self.json {
+            let by_session: BTreeMap<_, _> = told.iter().map(|(target, reports)| (target, reports)).collect();
+            serde_json::to_string_pretty(&by_session)? + "\n"
+        } else {
+            pushes(&told)
+        };
+        if failed.is_empty() {
             return Ok(text);
         }
-        match serde_json::from_str::<Problem>(&text) {
-            Ok(problem) => bail!("{}: {}", self.target, problem.error),
-            Err(_) => bail!(
-                "{} answers {} to {path}: is it a slotcast process of this version?",
-                self.target,
-                answer.status()
-            ),
-        }
+        print!("{text}");
+        bail!("{}", failed.join("\n"))
     }
 
     fn tell<T: DeserializeOwned>(&self, text: &str, table: impl Fn(&T) -> String) -> anyhow::Result<String> {
@@ -133,6 +170,45 @@ impl Ctl {
         }
         let answer = serde_json::from_value(answer).context("the answer is of another version")?;
         Ok(table(&answer))
+    }
+}
+
+/// The HTTP address of a running process.
+struct Target(String);
+
+impl Target {
+    fn ask(&self, method: &str, path: &str, body: Option<&str>) -> anyhow::Result<String> {
+        let config = ureq::Agent::config_builder()
+            .timeout_global(Some(TIMEOUT))
+            .http_status_as_error(false)
+            .proxy(None)
+            .build();
+        let agent = ureq::Agent::from(config);
+        let url = format!("http://{}{path}", self.0);
+        let answer = match (method, body) {
+            ("GET", _) => agent.get(&url).call(),
+            (_, Some(body)) => agent.post(&url).content_type("application/json").send(body),
+            (_, None) => agent.post(&url).send_empty(),
+        };
+        let mut answer = answer.with_context(|| {
+            format!("{} does not answer: is it the HTTP address of a running process?", self.0)
+        })?;
+        let text = answer.body_mut().read_to_string().context("the answer cannot be read")?;
+        if answer.status().is_success() {
+            return Ok(text);
+        }
+        match serde_json::from_str::<Problem>(&text) {
+            Ok(problem) => bail!("{}: {}", self.0, problem.error),
+            // The control plane answers in plain words.
+            Err(_) if answer.status().as_u16() != 404 && !text.trim().is_empty() => {
+                bail!("{}: {}", self.0, text.trim())
+            }
+            Err(_) => bail!(
+                "{} answers {} to {path}: is it a slotcast process of this version, and of the role that knows?",
+                self.0,
+                answer.status()
+            ),
+        }
     }
 }
 
@@ -220,6 +296,21 @@ fn changes(answer: &Changes) -> String {
         rows.add_row([&change.key, &change.old, &change.new]);
     }
     format!("{rows}\n{}\n", answer.note)
+}
+
+fn pushes(told: &[(String, Vec<PushReport>)]) -> String {
+    let mut rows = table(&["session", "core", "pushes", "clients"]);
+    for (target, reports) in told {
+        for report in reports {
+            let pushes = match report.stopped_ms {
+                Some(ms) => format!("stopped for {:.1} s", ms as f64 / 1000.0),
+                None => "go out".into(),
+            };
+            rows.add_row([target.clone(), report.core.to_string(), pushes, report.clients.to_string()]);
+        }
+    }
+    right(&mut rows, 3..4);
+    format!("{rows}\n")
 }
 
 fn memory(reports: &Vec<MemoryReport>) -> String {

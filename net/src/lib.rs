@@ -28,5 +28,7 @@ pub mod config;
 
 pub mod process;
 
+pub mod local;
+
 pub mod ctl;
 pub mod provenance;

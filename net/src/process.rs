@@ -2,8 +2,9 @@
 
 use std::{sync::Arc, time::Duration};
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use prometheus_client::registry::Registry;
+use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
 
 use crate::{
     admin::{Admin, control},
@@ -73,7 +74,14 @@ impl SessionProcess {
         let ready = Arc::new(move || {
             let up: i64 = metrics.iter().map(|core| core.links_up.get()).sum();
             let wanted = links * metrics.len();
-            if up as usize == wanted { Ok(None) } else { Err(format!("{up} of {wanted} links are up")) }
+            let stopped = metrics.iter().any(|core| core.push_stopped.get() != 0);
+            let note =
+                || "an operator has stopped pushes: slotcast ctl resume-push lets them go on".to_string();
+            if up as usize == wanted {
+                Ok(stopped.then(note))
+            } else {
+                Err(format!("{up} of {wanted} links are up"))
+            }
         });
         let operations = control::session_routes(server.operations.clone());
         match Admin::start(config.session.http, registry, ready, operations) {
@@ -112,8 +120,18 @@ impl MetaProcess {
     }
 }
 
+/// Has the kernel kill this process when the one that started it ends, however that ends. An error if it is not `parent`, or not
+/// any more.
+pub fn end_with(parent: u32) -> anyhow::Result<()> {
+    set_parent_process_death_signal(Some(Signal::KILL)).context("cannot be bound to the parent's life")?;
+    // It may have ended before that.
+    let now = Pid::as_raw(getppid()) as u32;
+    ensure!(now == parent, "process {parent} is not the parent of this process: has it ended?");
+    Ok(())
+}
+
 /// Blocks until the process is asked to end (SIGINT, SIGTERM) or `ended` says so.
-pub fn wait_for_end(ended: impl Fn() -> bool) -> anyhow::Result<()> {
+pub fn wait_for_end(mut ended: impl FnMut() -> bool) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         use tokio::signal::unix::{SignalKind, signal};

@@ -55,6 +55,8 @@ pub struct Notes {
     pub diffs: u64,
     /// Writes acknowledged.
     pub acknowledged: u64,
+    /// The longest wait for one of these since it was set to 0, in nanoseconds.
+    pub longest_write: u64,
     /// Lists begun.
     lists: u64,
 }
@@ -72,8 +74,8 @@ pub struct Participant {
     registered: Vec<(Registration, DataId)>,
     heard: Decoder,
     said: Decoder,
-    /// Writes under way: sequence, and what each entry does.
-    writes: VecDeque<(u64, Vec<Written>)>,
+    /// Writes under way: sequence, when they were sent, and what each entry does.
+    writes: VecDeque<(u64, u64, Vec<Written>)>,
     /// Since when it has no connection, through no doing of its own; 0 if it has one.
     lost_at: u64,
     may_be_gone: bool,
@@ -276,7 +278,7 @@ impl Participant {
             written.push((notes.truth.sent(now, self.number, key, content), key));
             notes.story.note(now, Some(self.number), Event::Sent(key.0, key.1, content));
         }
-        self.writes.push_back((sequence, written));
+        self.writes.push_back((sequence, now, written));
     }
 
     fn read_heard(&mut self, bytes: &[u8], now: u64, notes: &mut Notes) {
@@ -304,7 +306,8 @@ impl Participant {
         match Message::read(frame) {
             Ok(Message::WriteAck { sequence, outcomes }) => {
                 let Some(at) = self.writes.iter().position(|(sent, ..)| *sent == sequence) else { return };
-                let Some((_, written)) = self.writes.remove(at) else { return };
+                let Some((_, sent_at, written)) = self.writes.remove(at) else { return };
+                notes.longest_write = notes.longest_write.max(now - sent_at);
                 for ((taken, key), outcome) in written.into_iter().zip(outcomes.iter()) {
                     let told = outcome.map(|revision| revision.0);
                     if let Ok(revision) = told {

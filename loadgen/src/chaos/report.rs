@@ -25,6 +25,14 @@ impl fmt::Display for Violation {
     }
 }
 
+fn told([p50, p90, max]: [u64; 3]) -> String {
+    format!("{p50} / {p90} / {max}")
+}
+
+fn right_ms(round: &super::Round) -> u64 {
+    round.right_ms.unwrap_or(0)
+}
+
 impl Outcome {
     /// Whether nothing was wrong and something was done.
     pub fn is_good(&self) -> bool {
@@ -54,8 +62,8 @@ impl Outcome {
     pub fn table(&self) -> String {
         let mut table = Table::new();
         table.load_style(UTF8_FULL_CONDENSED);
-        let [ready, settled] = [self.spread(|round| round.ready_ms), self.spread(|round| round.settled_ms)]
-            .map(|[p50, p90, max]| format!("{p50} / {p90} / {max}"));
+        let [ready, settled] =
+            [self.spread(|round| round.ready_ms), self.spread(|round| round.settled_ms)].map(told);
         let listed = |counts: Vec<String>| counts.join(", ");
         let mut rows = vec![
             ("verdict", if self.is_good() { "ok".to_owned() } else { "failed".to_owned() }),
@@ -67,10 +75,25 @@ impl Outcome {
             ("diffs received / lists judged / with something lingering", {
                 format!("{} / {} / {}", self.diffs, self.judged, self.lingering)
             }),
-            ("ready again after ms p50 / p90 / max", ready),
+            ("ready and whole again after ms p50 / p90 / max", ready),
             ("settled after ms p50 / p90 / max", settled),
             ("seconds", format!("{:.0}", self.seconds)),
         ];
+        for moved in &self.moves {
+            rows.push((
+                "publishers moved / whole ms / longest write ms / all right ms",
+                format!(
+                    "{} / {} / {} / {}",
+                    moved.publishers, moved.moved_ms, moved.longest_write_ms, moved.right_ms
+                ),
+            ));
+        }
+        if self.rounds.iter().any(|round| round.right_ms.is_some()) {
+            rows.push((
+                "right again without whoever failed, after ms p50 / p90 / max",
+                told(self.spread(right_ms)),
+            ));
+        }
         if !self.violations.is_empty() {
             let counts = self.by_kind().iter().map(|(kind, count)| format!("{count} {kind}")).collect();
             rows.push(("violations", listed(counts)));
@@ -91,6 +114,7 @@ impl Outcome {
         json!({
             "verdict": if self.is_good() { "ok" } else { "failed" },
             "scenario": format!("{:?}", spec.scenario),
+            "processes": spec.shape,
             "storage": spec.storage,
             "clients": spec.clients,
             "services": spec.services,
@@ -109,7 +133,12 @@ impl Outcome {
             "story": self.story,
             "ready_ms": ready,
             "settled_ms": settled,
+            "right_ms": self.rounds.iter().any(|round| round.right_ms.is_some()).then(|| {
+                let [p50, p90, max] = self.spread(right_ms);
+                json!({ "p50": p50, "p90": p90, "max": max })
+            }),
             "duration_s": self.seconds,
+            "moves": self.moves,
             "seed": spec.seed,
             "command": provenance::command(),
             "commit": provenance::commit(),

@@ -116,6 +116,7 @@ type Gone = BTreeMap<(u64, RegisterId), (u64, u64)>;
 pub struct Truth {
     histories: BTreeMap<(DatumKey, RegisterId), History>,
     era: u64,
+    sent: u64,
     seen: Vec<Seen>,
     gone: Gone,
     /// Lists judged so far.
@@ -139,7 +140,13 @@ impl Truth {
             steps: vec![Step { at: 0, content: None, acknowledged: Some((0, 0)) }],
         });
         history.steps.push(Step { at, content, acknowledged: None });
+        self.sent += 1;
         Taken { datum, register, step: history.steps.len() - 1, era: self.era }
+    }
+
+    /// Grows with every step that anybody takes.
+    pub fn sent_count(&self) -> u64 {
+        self.sent
     }
 
     /// A step is in effect from `revision` on.
@@ -157,6 +164,7 @@ impl Truth {
     pub fn may_go(&mut self, at: u64, client: u32) {
         let held = self.histories.values_mut().filter(|history| history.client == client);
         for history in held.filter(|history| history.last().is_some()) {
+            self.sent += 1;
             history.steps.push(Step { at, content: None, acknowledged: None });
         }
     }

@@ -6,6 +6,7 @@ mod cluster;
 mod command;
 mod node;
 mod oracle;
+mod probe;
 mod registry;
 
 mod damaged;

@@ -16,7 +16,10 @@ use crate::{
         operations::{Answer, Ask, ShardPost},
         status::{CompactionReport, MemoryReport},
     },
-    session::operations::SessionPost,
+    session::{
+        operations::{Answer as SessionAnswer, Ask as SessionAsk, SessionPost},
+        push_stop::{PushAsk, PushReport},
+    },
     top::{TopAsk, TopReport},
 };
 
@@ -26,6 +29,9 @@ pub const COMPACTION: &str = "/admin/compaction";
 pub const MEMORY: &str = "/admin/memory";
 /// Where the largest of something is told.
 pub const TOP: &str = "/admin/top";
+
+/// Where a session's pushes are held in an emergency; `/stop` and `/resume` below it.
+pub const PUSH: &str = "/admin/push";
 
 /// What setting something answers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,7 +69,13 @@ pub fn data_routes(shards: Vec<ShardPost>) -> Router {
         .route("/admin/compaction/set", post(set))
         .route(MEMORY, get(memory))
         .route(TOP, get(data_top))
+        .route(PUSH, get(no_clients))
+        .route("/admin/push/{command}", post(no_clients))
         .with_state(shards)
+}
+
+async fn no_clients() -> Failure {
+    problem(StatusCode::NOT_FOUND, "a data node has no clients: ask a session at its session.http address")
 }
 
 /// What a session process answers; one post per core.
@@ -73,6 +85,9 @@ pub fn session_routes(cores: Vec<SessionPost>) -> Router {
     };
     Router::new()
         .route(TOP, get(session_top))
+        .route(PUSH, get(|State(cores): Cores| push(cores, PushAsk::Status)))
+        .route("/admin/push/stop", post(|State(cores): Cores| push(cores, PushAsk::Stop)))
+        .route("/admin/push/resume", post(|State(cores): Cores| push(cores, PushAsk::Resume)))
         .route(MEMORY, get(elsewhere))
         .route(COMPACTION, get(elsewhere))
         .route("/admin/compaction/{command}", post(elsewhere))
@@ -80,6 +95,28 @@ pub fn session_routes(cores: Vec<SessionPost>) -> Router {
 }
 
 type Shards = State<Vec<ShardPost>>;
+type Cores = State<Vec<SessionPost>>;
+
+/// Asks every core of a session the same, one after the other.
+async fn ask_cores(cores: &[SessionPost], ask: SessionAsk) -> Result<Vec<SessionAnswer>, Failure> {
+    let mut answers = Vec::new();
+    for (core, post) in cores.iter().enumerate() {
+        let answer = post.ask(ask).await.map_err(|error| {
+            problem(StatusCode::SERVICE_UNAVAILABLE, format!("session core {core}: {error}"))
+        })?;
+        answers.push(answer);
+    }
+    Ok(answers)
+}
+
+async fn push(cores: Vec<SessionPost>, ask: PushAsk) -> Result<Json<Vec<PushReport>>, Failure> {
+    let answers = ask_cores(&cores, SessionAsk::Push(ask)).await?.into_iter().enumerate();
+    let reports = answers.filter_map(|(core, answer)| match answer {
+        SessionAnswer::Push(report) => Some(PushReport { core, ..report }),
+        SessionAnswer::Top(_) => None,
+    });
+    Ok(Json(reports.collect()))
+}
 
 /// Asks every shard the same, one after the other.
 async fn ask_all(shards: &[ShardPost], ask: Ask) -> Result<Vec<Answer>, Failure> {
@@ -162,16 +199,15 @@ async fn data_top(
 }
 
 async fn session_top(
-    State(cores): State<Vec<SessionPost>>,
+    State(cores): Cores,
     query: Result<Query<TopAsk>, QueryRejection>,
 ) -> Result<Json<TopReport>, Failure> {
     let ask = question(query)?;
     let mut reports = Vec::new();
-    for (core, post) in cores.iter().enumerate() {
-        let answer = post.ask(ask).await.map_err(|error| {
-            problem(StatusCode::SERVICE_UNAVAILABLE, format!("session core {core}: {error}"))
-        })?;
-        reports.push(answer.map_err(|error| problem(StatusCode::NOT_FOUND, error))?);
+    for answer in ask_cores(&cores, SessionAsk::Top(ask)).await? {
+        if let SessionAnswer::Top(answer) = answer {
+            reports.push(answer.map_err(|error| problem(StatusCode::NOT_FOUND, error))?);
+        }
     }
     merged(reports, ask.limit)
 }

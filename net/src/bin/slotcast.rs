@@ -1,4 +1,4 @@
-//! The server binary: `slotcast standalone | data | session | meta | ctl | check-config | check-data`.
+//! The server binary: `slotcast standalone | data | session | meta | local | ctl | check-config | check-data`.
 
 use std::path::PathBuf;
 
@@ -9,7 +9,8 @@ use slotcast_net::{
     config::Config,
     ctl::Ctl,
     data::{salvage::salvage_data, storage::check_data},
-    process::{DataProcess, MetaProcess, SessionProcess, wait_for_end},
+    local::Local,
+    process::{DataProcess, MetaProcess, SessionProcess, end_with, wait_for_end},
 };
 use tracing_subscriber::EnvFilter;
 
@@ -31,6 +32,8 @@ enum Role {
     Session(Settings),
     /// A process of the control plane.
     Meta(Settings),
+    /// A cluster on this machine, to try things out.
+    Local(Local),
     /// Reads a data directory as a node would, says what is in it or what is wrong with it, and changes nothing in it.
     CheckData {
         /// The directory.
@@ -57,6 +60,9 @@ struct Settings {
     /// One value over the file, such as `--set session.push_batch_max=16`; may be repeated.
     #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
     set: Vec<String>,
+    /// Process that started this one: when it ends, so does this, at once.
+    #[arg(long, value_name = "PID", hide = true)]
+    end_with: Option<u32>,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -98,6 +104,7 @@ fn main() -> anyhow::Result<()> {
             wait_for_end(|| meta.server.is_finished())?;
             meta.server.stop()
         }
+        Role::Local(local) => local.run(),
         Role::CheckData { dir, slot_count, salvage } => {
             let text = match salvage {
                 Some(out) => salvage_data(&dir, slot_count, &out)?,
@@ -123,6 +130,7 @@ fn main() -> anyhow::Result<()> {
 
 impl Settings {
     fn load(&self) -> anyhow::Result<Config> {
+        self.end_with.map_or(Ok(()), end_with)?;
         Config::load(self.config.as_deref(), &self.set)
     }
 }

@@ -52,7 +52,7 @@ pub enum MetaCommand {
 }
 
 /// What a process of the control plane shows.
-#[derive(Clone, Debug, serde::Serialize)]
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub struct MetaView {
     /// The process that leads, if this one knows it and does not lead itself.
     pub leader: Option<String>,

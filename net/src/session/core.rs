@@ -21,6 +21,7 @@ use crate::{
         operations::Insight,
         persistent::Persistents,
         push::{Frames, Round},
+        push_stop::PushStop,
         registrations::Registrations,
     },
     wire::{
@@ -71,6 +72,7 @@ pub struct Session {
     /// The same for diffs from before this round.
     pub(super) round_carries: Option<Nanos>,
     pub(super) insight: Insight,
+    pub(super) push_stop: PushStop,
     next_tick: Nanos,
     sweep: usize,
     finished: bool,
@@ -101,6 +103,7 @@ impl Session {
             diff_received_at: None,
             round_carries: None,
             insight: Insight::new(config.id.0),
+            push_stop: PushStop::default(),
             next_tick: Nanos(0),
             sweep: 0,
             finished: false,

@@ -23,6 +23,7 @@ pub struct SessionMetrics {
     pub datums: Gauge,
     pub departures: Gauge,
     pub storm: Gauge,
+    pub push_stopped: Gauge,
     pub links_up: Gauge,
     pub link_writes_in_flight: Gauge,
     pub frames_received: Counter,
@@ -65,6 +66,7 @@ impl SessionMetrics {
             datums: Gauge::default(),
             departures: Gauge::default(),
             storm: Gauge::default(),
+            push_stopped: Gauge::default(),
             links_up: Gauge::default(),
             link_writes_in_flight: Gauge::default(),
             frames_received: Counter::default(),
@@ -120,6 +122,11 @@ impl SessionMetrics {
             "session_drop_storm",
             "1 while a storm of drops stretches the grace to the session lease",
             metrics.storm.clone(),
+        );
+        registry.register(
+            "session_push_stopped",
+            "1 while an operator holds all pushes of this core",
+            metrics.push_stopped.clone(),
         );
         registry.register(
             "session_links_up",

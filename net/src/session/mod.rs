@@ -32,6 +32,8 @@ mod news;
 
 mod push;
 
+pub mod push_stop;
+
 pub mod operations;
 
 pub mod server;

@@ -12,6 +12,7 @@ use crate::{
     session::{
         client::{Client, VACANT},
         core::{Peer, Session},
+        push_stop::{PushAsk, PushReport},
     },
     top::{Requests, TopAsk, TopReport, What},
     wire::Message,
@@ -24,12 +25,28 @@ const PLACES_PER_TURN: usize = 1024;
 /// Looks under way at once; further questions wait.
 const SCANS_MAX: usize = 4;
 
-/// What a session core answers: a report, or that it does not know and who does.
-pub type Answer = Result<TopReport, String>;
+/// What a session core is asked.
+#[derive(Debug, Clone, Copy)]
+pub enum Ask {
+    /// Who has or does the most of something.
+    Top(TopAsk),
+    /// Whether pushes go out, or that they shall or shall not.
+    Push(PushAsk),
+}
+
+/// What a session core answers.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Answer {
+    /// Who has or does the most, or that it does not know and who does.
+    Top(Result<TopReport, String>),
+    /// Whether pushes go out now.
+    Push(PushReport),
+}
+
 /// The operators' end of a session core's mailbox.
-pub type SessionPost = Post<TopAsk, Answer>;
+pub type SessionPost = Post<Ask, Answer>;
 /// The core's end.
-pub type SessionMailbox = Mailbox<TopAsk, Answer>;
+pub type SessionMailbox = Mailbox<Ask, Answer>;
 
 /// See the module.
 pub(super) struct Insight {
@@ -41,7 +58,8 @@ pub(super) struct Insight {
 }
 
 struct Scan {
-    question: Question<TopAsk, Answer>,
+    question: Question<Ask, Answer>,
+    what: What,
     place: usize,
     largest: Largest,
 }
@@ -89,7 +107,7 @@ impl Session {
         while self.insight.scans.len() < SCANS_MAX
             && let Some(question) = self.insight.mailbox.as_ref().and_then(Mailbox::take)
         {
-            self.answer(question);
+            self.answer(question, now);
         }
         if self.insight.scans.is_empty() {
             return false;
@@ -98,10 +116,9 @@ impl Session {
         let mut at = 0;
         while at < scans.len() {
             if self.look(&mut scans[at], now) {
-                let Scan { question, largest, .. } = scans.swap_remove(at);
+                let Scan { question, what, largest, .. } = scans.swap_remove(at);
                 let of = largest.offered();
-                let report = TopReport::exact(question.ask.what, largest.into_rows(), of);
-                question.tell(Ok(report));
+                question.tell(Answer::Top(Ok(TopReport::exact(what, largest.into_rows(), of))));
             } else {
                 at += 1;
             }
@@ -110,8 +127,14 @@ impl Session {
         !self.insight.scans.is_empty()
     }
 
-    fn answer(&mut self, question: Question<TopAsk, Answer>) {
-        let TopAsk { what, limit } = question.ask;
+    fn answer(&mut self, question: Question<Ask, Answer>, now: Nanos) {
+        let TopAsk { what, limit } = match question.ask {
+            Ask::Top(ask) => ask,
+            Ask::Push(ask) => {
+                let report = self.answer_push(ask, now);
+                return question.tell(Answer::Push(report));
+            }
+        };
         let answer = match what {
             What::Requests => Ok(self.insight.requests.report()),
             What::Clients => Ok(report(what, &self.insight.by_client, limit, |counted| Row {
@@ -125,18 +148,18 @@ impl Session {
                 row.with("subscribers", datum.map_or(0, |datum| datum.subscribers.len()))
             })),
             What::Connections | What::Subscribed | What::DataIds => {
-                self.insight.scans.push(Scan { question, place: 0, largest: Largest::new(limit) });
+                self.insight.scans.push(Scan { question, what, place: 0, largest: Largest::new(limit) });
                 return;
             }
             What::Publishers | What::Namespaces | What::Cold => {
                 Err(format!("a session does not know {}: ask a data node", what.label()))
             }
         };
-        question.tell(answer);
+        question.tell(Answer::Top(answer));
     }
 
     fn look(&self, scan: &mut Scan, now: Nanos) -> bool {
-        let what = scan.question.ask.what;
+        let what = scan.what;
         let places = if what == What::Connections { self.peers.len() } else { self.cache.places() };
         let end = places.min(scan.place + PLACES_PER_TURN);
         for place in scan.place..end {

@@ -160,8 +160,11 @@ impl Session {
         self.frames.clear();
         self.reached.clear();
         let batch_max = self.config.push_batch_max;
-        let (more, snapshots) =
-            gather(client, &mut self.cache, batch_max, &mut self.frames, &mut self.reached);
+        let (more, snapshots) = if self.push_stop.is_on() {
+            (false, 0)
+        } else {
+            gather(client, &mut self.cache, batch_max, &mut self.frames, &mut self.reached)
+        };
         let written = send(client, &self.frames, sockets);
         match written {
             Some(bytes) => {

@@ -22,6 +22,8 @@ mod durable;
 mod meta;
 mod operations;
 
+mod local;
+
 mod sim;
 
 mod damaged;

@@ -9,6 +9,7 @@ use std::{
 
 use serde_json::{Value, json};
 use slotcast_engine::id::DataId;
+use slotcast_net::client::Update;
 
 use crate::cluster::{Cluster, PATIENCE, View, get, metric, until_acknowledged, until_list, until_metric};
 
@@ -280,5 +281,62 @@ fn ctl_says_the_same_as_a_table_or_as_json() {
     let (good, _, error) = ctl(nobody, &["memory"]);
     assert!(!good && error.contains(&nobody.to_string()) && error.contains("does not answer"), "{error}");
     drop(client);
+    cluster.stop();
+}
+
+#[test]
+fn while_pushes_are_stopped_clients_are_told_nothing_and_afterwards_what_is_so_then() {
+    let cluster = Cluster::start(2, 2, &[]);
+    let (session, other) = (cluster.sessions[0].admin.addr, cluster.sessions[1].admin.addr);
+    let (writer, reader) = (cluster.client(0), cluster.client(0));
+    let held = writer.publish(&id("held"), "host", "", b"a").unwrap();
+    let view = &mut View::default();
+    reader.subscribe(&id("held")).unwrap();
+    until_list(&reader, view, &id("held"), &[b"a"]);
+
+    let (good, table, _) = ctl(session, &["stop-push"]);
+    assert!(good && table.contains("stopped for") && table.contains("      2 |"), "{table}");
+    let (code, said) = get(session, "/readyz");
+    assert!(code == 200 && said.contains("stopped pushes") && said.contains("resume-push"), "{said}");
+    assert_eq!(metric(session, "session_push_stopped", ""), 1.0);
+    assert_eq!(metric(other, "session_push_stopped", ""), 0.0);
+
+    let pushed = || (metric(session, "session_pushes", ""), metric(session, "session_snapshots", ""));
+    let (before, diffs) = (pushed(), metric(session, "session_diffs_received", ""));
+    writer.republish(held, &id("held"), "host", "", b"b").unwrap();
+    until_acknowledged(&writer);
+    writer.republish(held, &id("held"), "host", "", b"c").unwrap();
+    until_acknowledged(&writer);
+    until_metric(session, "session_diffs_received", "", |count| count > diffs);
+    // What is its own reaches the reader, by a write that would have brought the diffs along.
+    reader.publish(&id("own"), "host", "", b"own").unwrap();
+    crate::cluster::until(&reader, |update| {
+        assert!(!matches!(update, Update::Diff { .. } | Update::Snapshot { .. }), "{update:?}");
+        matches!(update, Update::Acknowledged { .. })
+    });
+    let late = cluster.client(0);
+    late.subscribe(&id("held")).unwrap();
+    late.publish(&id("late"), "host", "", b"late").unwrap();
+    crate::cluster::until(&late, |update| {
+        assert!(!matches!(update, Update::Snapshot { .. }), "{update:?}");
+        matches!(update, Update::Acknowledged { .. })
+    });
+    assert_eq!(pushed(), before);
+    // Clients of the other session are told all the while.
+    let elsewhere = cluster.client(1);
+    elsewhere.subscribe(&id("held")).unwrap();
+    until_list(&elsewhere, &mut View::default(), &id("held"), &[b"c"]);
+
+    let both = [session.to_string(), other.to_string()];
+    let (good, text, _) = ctl(session, &["--json", "resume-push", &both[0], &both[1]]);
+    let told: Value = serde_json::from_str(&text).unwrap();
+    assert!(good && both.iter().all(|addr| told[addr][0]["stopped"] == json!(false)), "{text}");
+    until_list(&reader, view, &id("held"), &[b"c"]);
+    until_list(&late, &mut View::default(), &id("held"), &[b"c"]);
+    assert_eq!((view.removals_seen, metric(session, "session_push_stopped", "")), (0, 0.0));
+    assert_eq!(get(session, "/readyz").1, "ready\n");
+    let (good, _, error) = ctl(cluster.data.admin.addr, &["stop-push"]);
+    assert!(!good && error.contains("ask a session"), "{error}");
+    drop((writer, reader, late, elsewhere));
     cluster.stop();
 }

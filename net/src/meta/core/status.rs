@@ -1,6 +1,6 @@
 //! What people may look at.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use slotcast_engine::id::Nanos;
 
 use crate::{
@@ -9,7 +9,7 @@ use crate::{
 };
 
 /// Where the control plane is.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Phase {
     /// Another process leads, or none does yet.
@@ -21,7 +21,7 @@ pub enum Phase {
 }
 
 /// One data node.
-#[derive(Clone, PartialEq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct NodeStatus {
     /// Its id.
     pub id: String,
@@ -33,6 +33,8 @@ pub struct NodeStatus {
     pub http: u16,
     /// Its zone.
     pub zone: String,
+    /// Its run, in hexadecimal digits.
+    pub incarnation: String,
     /// Its shards.
     pub shards: usize,
     /// Milliseconds that its lease still runs; none: it has ended.
@@ -43,6 +45,8 @@ pub struct NodeStatus {
     pub leads: usize,
     /// Slots that it is a member of, those that it leads included.
     pub holds: usize,
+    /// Of these, the ones that it leads or follows in sync.
+    pub in_sync: usize,
     /// Publishers that it stores.
     pub publishers: u64,
     /// Bytes of memory of its slots.
@@ -52,7 +56,7 @@ pub struct NodeStatus {
 }
 
 /// The whole.
-#[derive(Clone, PartialEq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct MetaStatus {
     /// The cluster.
     pub cluster: String,
@@ -60,6 +64,8 @@ pub struct MetaStatus {
     pub phase: Phase,
     /// Epoch of the table.
     pub table_epoch: u64,
+    /// Largest leader epoch of any slot.
+    pub leader_epoch_max: u32,
     /// Epoch that the store has.
     pub stored_epoch: u64,
     /// What the store said last, if it does not work.
@@ -87,12 +93,13 @@ pub struct MetaStatus {
 impl MetaCore {
     /// What there is to see now.
     pub fn status(&self, now: Nanos) -> MetaStatus {
-        let mut held: std::collections::BTreeMap<NodeNumber, (usize, usize)> = Default::default();
+        let mut held: std::collections::BTreeMap<NodeNumber, (usize, usize, usize)> = Default::default();
         for entry in &self.table.slots {
             for (at, member) in entry.members().iter().enumerate() {
                 let counts = held.entry(member.node()).or_default();
                 counts.0 += usize::from(at == 0);
                 counts.1 += 1;
+                counts.2 += usize::from(member.is_in_sync());
             }
         }
         let in_table = self.table.nodes.iter().map(|(number, entry)| (Some(*number), entry));
@@ -101,7 +108,8 @@ impl MetaCore {
         let nodes = all.map(|(number, entry)| {
             let member = self.members.get(&entry.id);
             let load = member.map_or(NodeLoad::default(), |member| member.load);
-            let (leads, holds) = number.and_then(|number| held.get(&number)).copied().unwrap_or_default();
+            let (leads, holds, in_sync) =
+                number.and_then(|number| held.get(&number)).copied().unwrap_or_default();
             NodeStatus {
                 id: entry.id.to_string(),
                 number: number.map(|number| number.0),
@@ -109,11 +117,13 @@ impl MetaCore {
                     .to_string(),
                 http: entry.http,
                 zone: entry.zone.to_string(),
+                incarnation: format!("{:016x}", entry.incarnation),
                 shards: entry.ports.len(),
                 lease_ms: member.map(|member| member.lease_left(now) / 1_000_000),
                 draining: entry.draining || member.is_some_and(|member| member.draining),
                 leads,
                 holds,
+                in_sync,
                 publishers: load.publishers,
                 bytes: load.bytes,
                 cpu_permille: load.cpu_permille,
@@ -130,6 +140,7 @@ impl MetaCore {
             cluster: self.config.cluster.clone(),
             phase: self.phase,
             table_epoch: self.table.epoch,
+            leader_epoch_max: slots.iter().map(|entry| entry.leader_epoch).max().unwrap_or(0),
             stored_epoch: self.stored,
             store_error: self.store_error.clone(),
             slots: slots.len(),

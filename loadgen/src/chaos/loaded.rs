@@ -1,0 +1,256 @@
+//! Faults under the load of `run`: thousands of clients, planned changes, delays of every (change, subscriber) pair, and that
+//! command's own oracle.
+
+use std::{collections::VecDeque, time::Duration};
+
+use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
+
+use crate::{
+    chaos::{
+        ChaosSpec, Scenario,
+        cluster::{Cluster, ClusterPlan, Member, Shape},
+        world,
+    },
+    clock::{Clock, MILLISECOND, Monotonic, SECOND},
+    progress::Progress,
+    report::{json as report_json, table as report_table, verdict::Verdict},
+    roles::Metrics,
+    run::{self, RunSpec},
+    workload::Workload,
+};
+
+/// Longest wait for processes and slots before and after the faults.
+const READY_WITHIN: Duration = Duration::from_secs(60);
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// The first fault comes this long after the window opens.
+const FIRST_AT: u64 = 3 * SECOND;
+/// For how long whoever fails is away.
+const AWAY: u64 = 4 * SECOND;
+const STOPPED: u64 = 3 * SECOND;
+
+/// Something to be done, one after the other.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    /// Nothing, until this long after the window opened.
+    Until(u64),
+    Kill(Member),
+    Stop(Member),
+    Continue(Member),
+    /// Ask it to end.
+    End(Member),
+    /// Wait until it has.
+    Ended(Member),
+    Start(Member),
+    Ready(Member),
+    /// Wait until every slot has its leader and replicas.
+    Whole,
+}
+
+/// What came of it.
+pub struct Outcome {
+    /// What `run` says.
+    pub run: run::Outcome,
+    /// Whether that is right.
+    pub verdict: Verdict,
+    /// What was done: milliseconds after the window opened, and what.
+    pub done: Vec<(u64, String)>,
+    /// The longest delay of all pairs: from a change to the last subscriber that has it, whatever failed meanwhile, in
+    /// milliseconds.
+    pub right_ms: f64,
+    /// Promotions of followers that the data nodes count, and their mean and longest-bucket time from the table to Accept, where
+    /// they tell it.
+    pub promotions: Option<Promotions>,
+}
+
+/// How long followers took to lead.
+#[derive(Clone, Copy, Debug, serde::Serialize)]
+pub struct Promotions {
+    /// Slots promoted while the load ran.
+    pub count: u64,
+    /// Mean milliseconds from the decision to Accept.
+    pub mean_ms: f64,
+    /// The part of them, in percent, that took at most 50 ms.
+    pub within_50_ms_percent: f64,
+}
+
+/// Starts a cluster, runs the load, and makes the scenario's faults in it.
+pub fn run(spec: &ChaosSpec, load: &RunSpec, workload: &Workload, progress: &Progress) -> Result<Outcome> {
+    let plan = ClusterPlan {
+        shape: spec.shape,
+        spare: 0,
+        storage: spec.storage,
+        settings: spec.settings.clone(),
+        limit: world::limit(spec),
+    };
+    let mut cluster = Cluster::new(&plan)?;
+    progress.phase("starting", 1);
+    for member in cluster.members() {
+        if !cluster.start(member)? {
+            bail!("a port of the {member} is taken");
+        }
+    }
+    until(&mut cluster, "ready", |cluster| {
+        cluster.members().into_iter().try_fold(true, |all, member| Ok(all && cluster.is_ready(member)?))
+    })?;
+    until(&mut cluster, "whole", |cluster| Ok(cluster.is_whole()))?;
+    let leader = cluster.busiest().unwrap_or(0);
+    let mut steps = plan_steps(spec.scenario, spec.shape, leader)?;
+    let before = Promotions::read(&cluster);
+    let (mut done, mut noted) = (Vec::new(), None);
+    let load = RunSpec { targets: cluster.clients.clone(), ..load.clone() };
+    let outcome = run::run_beside(&load, workload, progress, &mut |since| {
+        while let Some(step) = steps.front().copied() {
+            if !take(step, since, &mut cluster)? {
+                break;
+            }
+            steps.pop_front();
+            let said = format!("{step:?}");
+            if !matches!(step, Step::Until(_)) && noted.as_ref() != Some(&said) {
+                progress.say(&format!("{:>6} ms  {said}", since / MILLISECOND));
+                done.push((since / MILLISECOND, said.clone()));
+                noted = Some(said);
+            }
+        }
+        Ok(())
+    })?;
+    if let Some(step) = steps.front() {
+        bail!("the run ended before everything was done: {step:?} was due; take a longer --duration");
+    }
+    let promotions = Promotions::between(before, Promotions::read(&cluster));
+    let right_ms = outcome.measured.latency.max() as f64 / MILLISECOND as f64;
+    let verdict = Verdict::of(&outcome);
+    Ok(Outcome { run: outcome, verdict, done, right_ms, promotions })
+}
+
+fn plan_steps(scenario: Scenario, shape: Shape, leader: usize) -> Result<VecDeque<Step>> {
+    let leader = Member::Data(leader);
+    let first = Step::Until(FIRST_AT);
+    Ok(match scenario {
+        Scenario::KillLeader | Scenario::KillRestart => {
+            let back = Step::Until(FIRST_AT + AWAY);
+            [first, Step::Kill(leader), back, Step::Start(leader), Step::Ready(leader), Step::Whole].into()
+        }
+        Scenario::Pause => {
+            let back = Step::Until(FIRST_AT + STOPPED);
+            [first, Step::Stop(leader), back, Step::Continue(leader), Step::Ready(leader), Step::Whole].into()
+        }
+        Scenario::Rolling => {
+            let all = (0..shape.data).map(Member::Data).chain((0..shape.sessions).map(Member::Session));
+            let turn = |it| [Step::End(it), Step::Ended(it), Step::Start(it), Step::Ready(it), Step::Whole];
+            std::iter::once(first).chain(all.flat_map(turn)).collect()
+        }
+        Scenario::Random | Scenario::MoveSlot => {
+            bail!("a preset's load goes with kill-leader, kill-restart, pause and rolling")
+        }
+    })
+}
+
+/// Does a step, or looks whether what it waits for is so. Returns whether the next is due.
+fn take(step: Step, since: u64, cluster: &mut Cluster) -> Result<bool> {
+    Ok(match step {
+        Step::Until(at) => since >= at,
+        Step::Kill(member) => {
+            cluster.kill(member);
+            true
+        }
+        Step::Stop(member) => cluster.pause(member, true).map(|()| true)?,
+        Step::Continue(member) => cluster.pause(member, false).map(|()| true)?,
+        Step::End(member) => cluster.terminate(member).map(|()| true)?,
+        Step::Ended(member) => cluster.has_ended(member)?,
+        Step::Start(member) => cluster.start(member)?,
+        Step::Ready(member) => cluster.is_ready(member)?,
+        Step::Whole => cluster.is_whole(),
+    })
+}
+
+fn until(
+    cluster: &mut Cluster,
+    what: &str,
+    mut done: impl FnMut(&mut Cluster) -> Result<bool>,
+) -> Result<()> {
+    let deadline = Monotonic.now() + READY_WITHIN.as_nanos() as u64;
+    while !done(cluster)? {
+        if Monotonic.now() > deadline {
+            let said: Vec<String> = cluster
+                .members()
+                .into_iter()
+                .map(|member| format!("{member}: {}", cluster.readiness(member)))
+                .collect();
+            bail!("not {what} after {READY_WITHIN:?}: {}", said.join("; "));
+        }
+        std::thread::sleep(LOOK_EVERY);
+    }
+    Ok(())
+}
+
+/// Sum and counts of a histogram.
+#[derive(Clone, Copy, Default)]
+struct Counted {
+    count: f64,
+    sum: f64,
+    within: f64,
+}
+
+impl Promotions {
+    /// The name of the data nodes' histogram of promotions.
+    const METRIC: &str = "slotcast_data_promotion_seconds";
+
+    fn read(cluster: &Cluster) -> Counted {
+        let data = cluster.members().into_iter().filter(|member| matches!(member, Member::Data(_)));
+        let all: Vec<Metrics> = data.filter_map(|member| cluster.metrics(member)).collect();
+        let sum = |suffix: &str, label: &str| {
+            let name = format!("{}{suffix}", Self::METRIC);
+            all.iter().filter_map(|metrics| metrics.sum(&name, label)).sum()
+        };
+        Counted { count: sum("_count", ""), sum: sum("_sum", ""), within: sum("_bucket", "le=\"0.05\"") }
+    }
+
+    fn between(before: Counted, after: Counted) -> Option<Self> {
+        // Whoever was started again counts from 0.
+        let less = |after: f64, before: f64| (after - before).max(0.0);
+        let count = less(after.count, before.count);
+        (count > 0.0).then(|| Self {
+            count: count as u64,
+            mean_ms: less(after.sum, before.sum) * 1e3 / count,
+            within_50_ms_percent: less(after.within, before.within) * 100.0 / count,
+        })
+    }
+}
+
+impl Outcome {
+    /// Whether nothing was wrong.
+    pub fn is_good(&self) -> bool {
+        self.verdict.is_ok()
+    }
+
+    /// The table of the run, and what was done to it.
+    pub fn table(&self) -> String {
+        let done: Vec<String> = self.done.iter().map(|(at, what)| format!("{at:>6} ms  {what}")).collect();
+        let promotions = self.promotions.map_or_else(String::new, |it| {
+            format!(
+                "\npromotions: {}, mean {:.1} ms from the decision to Accept, {:.0} % within 50 ms",
+                it.count, it.mean_ms, it.within_50_ms_percent
+            )
+        });
+        format!(
+            "{}\n{}\nevery subscriber was right at most {:.0} ms after each change{promotions}",
+            report_table::of_run(&self.run, &self.verdict),
+            done.join("\n"),
+            self.right_ms
+        )
+    }
+
+    /// Everything, for machines.
+    pub fn json(&self, spec: &ChaosSpec) -> Result<Value> {
+        let mut all = report_json::of_run(&self.run, &self.verdict);
+        let more = all.as_object_mut().context("the report is no object")?;
+        more.insert("scenario".into(), json!(format!("{:?}", spec.scenario)));
+        more.insert("processes".into(), json!(spec.shape));
+        more.insert("storage".into(), json!(spec.storage));
+        more.insert("faults_ms".into(), json!(self.done));
+        more.insert("right_ms".into(), json!(self.right_ms));
+        more.insert("promotions".into(), json!(self.promotions));
+        Ok(all)
+    }
+}

@@ -1,0 +1,204 @@
+//! The cluster as its control plane sees it: `status` and `drain`.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::{
+    ctl::{Target, bytes, right, table},
+    meta::{
+        core::{NodeStatus, Phase},
+        node::MetaView,
+    },
+};
+
+/// Time between two looks at a drain.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// Looks in a row that may fail: another process of the control plane may be taking over.
+const FAILURES_MAX: u32 = 25;
+
+/// Arguments of `drain`.
+#[derive(Debug, Args)]
+pub(super) struct Drain {
+    /// Id of the data node
+    node: String,
+    /// Use the node again
+    #[arg(long, conflicts_with_all = ["timeout", "no_wait"])]
+    undo: bool,
+    /// Longest wait until it holds nothing; the order stands also after that
+    #[arg(long, value_name = "DURATION", default_value = "10m")]
+    timeout: humantime::Duration,
+    /// Give the order and do not wait
+    #[arg(long)]
+    no_wait: bool,
+}
+
+/// The whole as tables.
+pub(super) fn status(view: &MetaView) -> String {
+    let it = &view.status;
+    let mut text = format!("cluster {}: {}\n\n", it.cluster, phase(view));
+    let mut rows = table(&[
+        "node",
+        "zone",
+        "address",
+        "http",
+        "incarnation",
+        "state",
+        "leads",
+        "follows",
+        "in sync",
+        "publishers",
+        "memory",
+        "cpu",
+    ]);
+    for node in &it.nodes {
+        rows.add_row([
+            node.id.clone(),
+            node.zone.clone(),
+            format!("{} ({} shards)", node.addr, node.shards),
+            if node.http == 0 { "none".into() } else { node.http.to_string() },
+            node.incarnation.clone(),
+            state(node),
+            node.leads.to_string(),
+            node.holds.saturating_sub(node.leads).to_string(),
+            node.in_sync.to_string(),
+            node.publishers.to_string(),
+            bytes(node.bytes as usize),
+            format!("{:.1} %", f64::from(node.cpu_permille) / 10.0),
+        ]);
+    }
+    right(&mut rows, 6..12);
+    text += &format!("{rows}\n\n");
+    let mut rows = table(&["cluster", ""]);
+    let mut row = |name: &str, value: String| _ = rows.add_row([name.to_owned(), value]);
+    row("slots", it.slots.to_string());
+    row("table epoch, stored", format!("{}, {}", it.table_epoch, it.stored_epoch));
+    row("largest leader epoch", it.leader_epoch_max.to_string());
+    row("slots without a leader", it.slots_without_leader.to_string());
+    row("slots whose leader is silent", it.slots_with_absent_leader.to_string());
+    row("slots with too few in sync", it.slots_short.to_string());
+    row("slots given to a node that was not in sync", it.slots_unclean.to_string());
+    row("moves under way", it.moves.to_string());
+    row("leases held back", it.leases_held_back.to_string());
+    row("sessions that follow the table", it.sessions.to_string());
+    text += &format!("{rows}\n");
+    for trouble in [&it.store_error, &view.trouble].into_iter().flatten() {
+        text += &format!("trouble: {trouble}\n");
+    }
+    text
+}
+
+fn phase(view: &MetaView) -> String {
+    match (view.status.phase, &view.leader) {
+        (Phase::Leading, _) => "this process of the control plane leads".into(),
+        (Phase::Warming, _) => "this process leads and waits to hear from the nodes".into(),
+        (Phase::Standby, Some(leader)) => {
+            format!("this process stands by; {leader} leads: ask it for what is current")
+        }
+        (Phase::Standby, None) => "this process stands by; nobody is known to lead".into(),
+    }
+}
+
+fn state(node: &NodeStatus) -> String {
+    let lease = match node.lease_ms {
+        Some(ms) => format!("alive, {ms} ms left"),
+        None => "silent".into(),
+    };
+    match (node.draining, node.holds) {
+        (true, 0) => format!("{lease}, drained"),
+        (true, _) => format!("{lease}, draining"),
+        (false, _) => lease,
+    }
+}
+
+/// Gives the order, and waits until the node holds nothing.
+pub(super) fn drain(target: &Target, drain: &Drain) -> anyhow::Result<String> {
+    let Drain { node, .. } = drain;
+    let path = format!("/drain?node={}&on={}", encoded(node), !drain.undo);
+    target.ask("POST", &path, None)?;
+    if drain.undo {
+        return Ok(format!("{node} is used again: slots come back to it in the background\n"));
+    }
+    if drain.no_wait {
+        return Ok(format!("{node} is being emptied: slotcast ctl status shows how far it is\n"));
+    }
+    let bar = ProgressBar::new(0);
+    if let Ok(style) = ProgressStyle::with_template("{elapsed_precise} {bar:40} {msg}") {
+        bar.set_style(style);
+    }
+    let waited = wait(target, drain, &bar);
+    bar.finish_and_clear();
+    waited
+}
+
+fn wait(target: &Target, drain: &Drain, bar: &ProgressBar) -> anyhow::Result<String> {
+    let began = Instant::now();
+    let id = &drain.node;
+    let (mut most, mut failures, mut last) = (0, 0, usize::MAX);
+    loop {
+        match view(target) {
+            Ok(view) => {
+                failures = 0;
+                let Some(node) = view.status.nodes.iter().find(|node| node.id == *id) else {
+                    bail!("{id} is not in the cluster any more: end its process, if it still runs");
+                };
+                most = most.max(node.holds);
+                bar.set_length(most as u64);
+                bar.set_position((most - node.holds) as u64);
+                bar.set_message(format!(
+                    "{id} leads {} and follows {} slots, {} moves under way",
+                    node.leads,
+                    node.holds - node.leads,
+                    view.status.moves
+                ));
+                if bar.is_hidden() && node.holds != last {
+                    eprintln!("{id} leads {} and holds {} slots", node.leads, node.holds);
+                    last = node.holds;
+                }
+                if node.holds == 0 && node.draining {
+                    let seconds = began.elapsed().as_secs_f64();
+                    return Ok(format!("{id} is empty after {seconds:.1} s: its process may be ended\n"));
+                }
+                if began.elapsed() > *drain.timeout {
+                    bail!(
+                        "{id} still leads {} and holds {} slots after {}; the order stands: ask again with a longer \
+                         --timeout, or take it back with --undo. Slots stay where no other node may have them",
+                        node.leads,
+                        node.holds,
+                        drain.timeout
+                    );
+                }
+            }
+            Err(error) if failures == FAILURES_MAX || began.elapsed() > *drain.timeout => return Err(error),
+            Err(_) => failures += 1,
+        }
+        std::thread::sleep(LOOK_EVERY);
+    }
+}
+
+/// What the control plane shows now.
+pub(super) fn view(target: &Target) -> anyhow::Result<MetaView> {
+    let text = target.ask("GET", "/status", None)?;
+    serde_json::from_str(&text).context("the answer is of another version")
+}
+
+/// A text as a value in a query.
+fn encoded(text: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte);
+    text.bytes()
+        .map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_written_so_that_no_byte_of_it_means_something_in_a_query() {
+        assert_eq!(encoded("data-1.a_b~"), "data-1.a_b~");
+        assert_eq!(encoded("a&b=c d/ä"), "a%26b%3Dc%20d%2F%C3%A4");
+    }
+}
