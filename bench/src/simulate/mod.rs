@@ -1,103 +1,57 @@
 //! Whole-system simulation: the production state machines of every role on one thread, in virtual time, from a seed.
 //!
-//! One seed is one run: two sessions, a data node and a dozen or more clients for a minute of faults and operations, then
-//! quiet. `SLOTCAST_SIM_SEEDS=n` runs that many seeds, `SLOTCAST_SIM_FIRST=n` starts there; `SLOTCAST_SIM_SEED=n` replays
-//! one with a trace of the data id concerned.
+//! One seed is one run: data nodes, sessions, clients and, in a cluster, the control plane, for a minute of faults and
+//! operations, then quiet. The [`oracle`] says what is promised and checks it throughout. A failing seed is run again with ever
+//! less in it, until nothing can be left out.
 
-mod network;
-mod oracle;
-mod trace;
-mod world;
+pub mod rng;
 
-use std::time::{Duration, Instant};
+pub mod network;
 
-use world::{Outcome, Reached, World};
+pub mod trace;
 
-/// How long the seeds of an ordinary test run may take together.
-const BUDGET: Duration = Duration::from_secs(15);
-/// Seeds that are run however long they take.
-const SEEDS_MIN: u64 = 20;
-/// Seeds in which everything that is counted has to be reached, but for what is rare.
-const SEEDS_THOROUGH: u64 = 200;
-/// Reached in few seeds, or in none while all is well.
-const RARE: [&str; 7] = [
-    "gaps",
-    "older_diffs",
-    "repaired_removals",
-    "refused_frames",
-    "stale_replays",
-    "stale_contents",
-    "unheard_moves",
-];
+pub mod control;
 
-fn number(name: &str) -> Option<u64> {
-    std::env::var(name).ok().map(|text| text.parse().expect("a number"))
+pub mod hosts;
+
+pub mod plan;
+
+pub mod faults;
+
+pub mod operations;
+
+pub mod oracle;
+
+pub mod reached;
+
+pub mod world;
+
+pub mod shrink;
+
+pub mod campaign;
+
+pub mod planted;
+
+use plan::{Plan, Shape};
+use world::{Outcome, World};
+
+/// Runs a seed.
+pub fn run(shape: Shape, seed: u64) -> Outcome {
+    World::new(Plan::of(shape, seed), false).run()
 }
 
-fn run(seed: u64) -> Outcome {
-    World::new(seed, false).run()
-}
-
-/// Runs a seed again with a trace and tells all about its failure.
-fn explain(seed: u64) -> String {
-    match World::new(seed, true).run().failure {
-        Some((violation, trace)) => format!(
-            "{trace}\nseed {seed} fails at {}: {}\nreplay: SLOTCAST_SIM_SEED={seed} cargo test -p slotcast-net --test it \
-             sim::seeds -- --nocapture",
-            trace::ms(violation.at),
-            violation.text
-        ),
-        None => format!("seed {seed} failed once and not again: the simulation is not deterministic"),
-    }
-}
-
-#[test]
-fn seeds() {
-    if let Some(seed) = number("SLOTCAST_SIM_SEED") {
-        let outcome = run(seed);
-        println!("seed {seed}: {:?}", outcome.reached);
-        assert!(outcome.failure.is_none(), "{}", explain(seed));
-        return;
-    }
-    let wanted = number("SLOTCAST_SIM_SEEDS");
-    let first = number("SLOTCAST_SIM_FIRST").unwrap_or(1);
-    let keep_going = number("SLOTCAST_SIM_KEEP_GOING").is_some();
-    let began = Instant::now();
-    let (mut reached, mut seeds, mut failed) = (Reached::default(), 0, Vec::new());
-    for seed in first.. {
-        if wanted.map_or(seeds >= SEEDS_MIN && began.elapsed() >= BUDGET, |wanted| seeds >= wanted) {
-            break;
-        }
-        let outcome = run(seed);
-        reached.add(&outcome.reached);
-        seeds += 1;
-        if let Some((violation, _)) = outcome.failure {
-            assert!(keep_going, "{}", explain(seed));
-            println!("seed {seed} fails at {}: {}", trace::ms(violation.at), violation.text);
-            failed.push(seed);
-        }
-    }
-    let seconds = began.elapsed().as_secs_f64();
-    println!(
-        "{seeds} seeds in {seconds:.1} s, {:.1} seeds/s, {} failed",
-        seeds as f64 / seconds,
-        failed.len()
+/// Tells all about the failure of a plan: every fault that is left in it, the trace of the data id concerned, the violation.
+pub fn explain(plan: &Plan) -> String {
+    let outcome = World::new(plan.clone(), true).run();
+    let Some((violation, trace)) = outcome.failure else {
+        return format!("seed {} failed once and not again: the simulation is not deterministic", plan.seed);
+    };
+    let counts = format!(
+        "{} faults, {} clients, {} operations",
+        plan.faults.len(),
+        plan.clients.len(),
+        plan.operations.len()
     );
-    let fields = reached.fields();
-    fields.iter().for_each(|(name, count)| println!("{name:>24} {count}"));
-    assert!(failed.is_empty(), "failed: {failed:?}");
-    if seeds >= SEEDS_THOROUGH {
-        for (name, count) in fields {
-            assert!(count > 0 || RARE.contains(&name), "{name} was never reached");
-        }
-    }
-}
-
-#[test]
-fn a_seed_is_one_run() {
-    for seed in [1, 77] {
-        let (one, other) = (run(seed), run(seed));
-        assert_eq!(one.hash, other.hash, "seed {seed}");
-        assert_eq!(one.reached.fields(), other.reached.fields(), "seed {seed}");
-    }
+    let text = &violation.text;
+    format!("{trace}\nseed {} with {counts} fails at {}: {text}", plan.seed, trace::ms(violation.at))
 }

@@ -22,8 +22,6 @@ mod durable;
 mod meta;
 mod operations;
 
-mod sim;
-
 mod damaged;
 
 #[allow(dead_code, reason = "some of it is for the disk alone")]
