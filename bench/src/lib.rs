@@ -27,6 +27,8 @@ pub mod capacity;
 
 pub mod restart;
 
+pub mod simulate;
+
 /// A case, ready to run.
 pub struct Prepared {
     /// Operations that one run does.

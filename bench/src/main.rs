@@ -1,6 +1,6 @@
 //! Measures Slotcast and prints what a person reads; `--json` keeps what a program reads.
 
-use std::{fs, path::PathBuf};
+use std::{fs, path::PathBuf, time::Duration};
 
 use anyhow::Context;
 use bench::{
@@ -13,6 +13,14 @@ use bench::{
     peers::{self, PeersSpec, report, server, slotcast},
     population::Population,
     restart::{self, Place, RestartSpec},
+    simulate::{
+        campaign::{CampaignSpec, campaign},
+        explain,
+        plan::{Plan, Shape},
+        planted,
+        shrink::shrink,
+        trace,
+    },
 };
 use clap::{Parser, Subcommand};
 use comfy_table::{CellAlignment, Table, presets};
@@ -199,6 +207,33 @@ enum What {
         #[arg(long, default_value_t = 1)]
         seed: u64,
     },
+    /// The whole system in virtual time, with faults: every promise is checked at every push
+    Simulate {
+        /// Seeds to run, each a minute of faults and operations
+        #[arg(long, default_value_t = 100)]
+        seeds: u64,
+        /// The first of them
+        #[arg(long, default_value_t = 1)]
+        first: u64,
+        /// What there is of everything
+        #[arg(long, value_enum, default_value_t = Shape::Cluster)]
+        shape: Shape,
+        /// Threads; as many as there are cores if not said
+        #[arg(long)]
+        threads: Option<usize>,
+        /// Go on after a seed that fails
+        #[arg(long)]
+        keep_going: bool,
+        /// Time for finding a shorter history of the first seed that fails
+        #[arg(long, default_value = "60s")]
+        shrink: humantime::Duration,
+        /// A fault that is planted and has to be found (with the feature planted-faults); `list` names them
+        #[arg(long, value_name = "NAME")]
+        planted: Option<String>,
+        /// Also write the figures here
+        #[arg(long, value_name = "PATH")]
+        json: Option<PathBuf>,
+    },
     /// Writes the directory that this version of the format writes, and beside it what is in it, for later versions to read
     Fixture {
         /// Such as engine/tests/fixtures/version-2; must not be there
@@ -242,6 +277,13 @@ fn main() -> anyhow::Result<()> {
             Ok(())
         }
         What::Crash { points, seed } => crash(points, seed),
+        What::Simulate { seeds, first, shape, threads, keep_going, shrink, planted, json } => {
+            let cores = std::thread::available_parallelism().map_or(1, usize::from);
+            let threads = threads.unwrap_or(cores);
+            let spec =
+                CampaignSpec { shape, first, seeds, budget: None, seeds_min: seeds, threads, keep_going };
+            simulate(&spec, shrink.into(), planted.as_deref(), json)
+        }
         What::Fixture { folder, list: true } => {
             print!("{}", fixture::list_of(&folder)?);
             Ok(())
@@ -407,4 +449,68 @@ fn crash(points: u64, seed: u64) -> anyhow::Result<()> {
     bar.finish_and_clear();
     println!("{sum}");
     Ok(())
+}
+
+fn simulate(
+    spec: &CampaignSpec,
+    shrinking: Duration,
+    fault: Option<&str>,
+    json: Option<PathBuf>,
+) -> anyhow::Result<()> {
+    if fault == Some("list") {
+        for planted in planted::ALL {
+            println!("{:24} {}", planted.name, planted.what);
+        }
+        return Ok(());
+    }
+    planted::plant(fault)?;
+    let bar = progress_bar()?;
+    bar.set_message("seeds");
+    bar.set_length(spec.seeds);
+    let found = campaign(spec, |done| bar.set_position(done));
+    bar.finish_and_clear();
+    println!("{}\n", found.table());
+    for (seed, violation) in &found.failed {
+        println!("seed {seed} fails at {}: {}", trace::ms(violation.at), violation.text);
+    }
+    println!(
+        "{} seeds, {} failed, {:.0} simulated seconds in {:.1} s on {} threads: {:.0} simulated seconds per second",
+        found.seeds,
+        found.failed.len(),
+        found.simulated as f64 / 1e9,
+        found.elapsed.as_secs_f64(),
+        spec.threads,
+        found.speed(),
+    );
+    if !found.missed(spec.shape).is_empty() {
+        println!("never reached: {}", found.missed(spec.shape).join(", "));
+    }
+    if let Some(path) = json {
+        let text = serde_json::to_string_pretty(&found.json(spec, fault))? + "\n";
+        fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    let Some((seed, violation)) = found.failed.first() else {
+        if let Some(fault) = fault {
+            anyhow::bail!("the planted fault {fault} was not noticed in {} seeds", found.seeds);
+        }
+        return Ok(());
+    };
+    let plan = Plan::of(spec.shape, *seed);
+    let all = plan.len() as u64;
+    bar.reset();
+    bar.set_message("shrinking");
+    bar.set_length(all);
+    let shrunk = shrink(&plan, shrinking, |left| bar.set_position(all - left as u64));
+    bar.finish_and_clear();
+    let plan = shrunk.map_or(plan, |shrunk| shrunk.plan);
+    println!("{}", explain(&plan));
+    if let Some(fault) = fault {
+        println!("the planted fault {fault} was noticed at seed {seed}, after {} seeds", found.seeds);
+        return Ok(());
+    }
+    let shape = if spec.shape == Shape::Single { " --shape single" } else { "" };
+    anyhow::bail!(
+        "seed {seed}: {}; again: cargo run --release -p bench -- simulate{shape} --first {seed} --seeds 1",
+        violation.text
+    );
 }

@@ -14,7 +14,7 @@ use crate::{
     faults::{Fault, Faults},
     id::{DataId, DatumKey, Nanos, ReaderId, RegisterId, Revision, SessionId, SlotId},
     interest::Interests,
-    lease::Leases,
+    lease::{Leases, TICK_GAP_MAX},
     limits::BATCH_CHANGES_MAX,
     memory::Memory,
     record::Record,
@@ -192,6 +192,7 @@ pub struct Shard {
     mark: u64,
     confirmed_marks: BTreeMap<SessionId, u64>,
     opened_at: Option<Nanos>,
+    last_tick: Option<Nanos>,
     settled: bool,
     now: Nanos,
     compactor: Compactor,
@@ -242,6 +243,7 @@ impl Shard {
             mark: 1,
             confirmed_marks: BTreeMap::new(),
             opened_at: None,
+            last_tick: None,
             settled: false,
             now: Nanos(0),
             compactor: Compactor::default(),
@@ -375,8 +377,14 @@ impl Shard {
     /// Whether a session that was linked to another run may still come: if this run has not heard of it for a lease, its
     /// lease has ended, and what it holds may have been removed since without a trace.
     pub fn expects(&self, session: SessionId, now: Nanos) -> bool {
-        let waited = self.opened_at.is_some_and(|at| now.since(at) > self.config.session_lease);
-        self.leases.is_alive(session) || !waited
+        self.leases.is_alive(session) || !self.waited(now)
+    }
+
+    /// Whether this run has waited for sessions for a whole lease, as far as is known after the last tick: what has passed
+    /// since then may be a pause of this node, in which nobody could be heard.
+    fn waited(&self, now: Nanos) -> bool {
+        let known = self.last_tick.map_or(now, |last| now.min(last));
+        self.opened_at.is_some_and(|at| known.since(at) > self.config.session_lease)
     }
 
     /// Whether the lease of a session incarnation is running.
@@ -520,6 +528,15 @@ impl Shard {
     /// handled before.
     pub fn tick(&mut self, now: Nanos) {
         self.now = now;
+        let gap = self.last_tick.replace(now).map_or(0, |last| now.since(last));
+        if gap > TICK_GAP_MAX {
+            // What opened after the gap has not lived through it.
+            self.opened_at = self.opened_at.map(|at| at.after(gap).min(now));
+        }
+        if !self.settled && self.waited(now) {
+            self.settled = true;
+            self.advance_all();
+        }
         self.lease_owners(now);
         for session in self.leases.tick(now) {
             self.stats.leases_ended += 1;

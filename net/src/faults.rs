@@ -1,16 +1,28 @@
-//! Faults planted on purpose: they show that the load generator's verdict notices. Without the feature `planted-faults`
-//! every function here is a constant `false`; with it the environment variable `SLOTCAST_FAULT` chooses one. Never for
-//! production.
+//! Faults planted on purpose: they show that the verdict of the load generator and that of the simulator notice. Without the
+//! feature `planted-faults` every function here is a constant `false`; with it the environment variable `SLOTCAST_FAULT`
+//! or the process itself chooses one. Never for production.
 
 use std::{
     sync::OnceLock,
     sync::atomic::{AtomicU64, Ordering},
 };
 
+static FAULT: OnceLock<String> = OnceLock::new();
+
+/// Plants a fault in this process, unless one is planted already.
+#[cfg(feature = "planted-faults")]
+pub fn choose(name: &str) {
+    FAULT.get_or_init(|| name.into());
+}
+
 fn chosen(name: &str) -> bool {
-    static FAULT: OnceLock<String> = OnceLock::new();
     cfg!(feature = "planted-faults")
         && FAULT.get_or_init(|| std::env::var("SLOTCAST_FAULT").unwrap_or_default()) == name
+}
+
+/// An older slot table is taken.
+pub(crate) fn older_table() -> bool {
+    chosen("older-table")
 }
 
 /// Every 10,000th diff of a client is not sent, though it counts as sent.

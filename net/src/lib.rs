@@ -9,6 +9,9 @@ pub mod io;
 
 mod metrics;
 
+#[cfg(feature = "planted-faults")]
+pub mod faults;
+#[cfg(not(feature = "planted-faults"))]
 mod faults;
 
 pub mod follow;

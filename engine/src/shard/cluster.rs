@@ -438,7 +438,6 @@ impl Shard {
         if gap > TICK_GAP_MAX {
             let later = |at: Nanos| at.after(gap).min(now);
             cluster.led.values_mut().for_each(|promotion| promotion.at = later(promotion.at));
-            self.opened_at = self.opened_at.map(later);
         }
         cluster.has_news = true;
         let mut settled = Vec::new();

@@ -51,11 +51,6 @@ impl Shard {
         if !stale && differs.is_none() {
             self.confirm(session, mark);
         }
-        let settled = self.opened_at.is_some_and(|at| now.since(at) > self.config.session_lease);
-        if settled && !self.settled {
-            self.settled = true;
-            self.advance_all();
-        }
         let Turns { confirmed, unsettled } = self.turns();
         Ok(HeartbeatAnswer { mark: self.mark, confirmed, unsettled, settled: self.settled, stale, differs })
     }

@@ -386,7 +386,6 @@ impl World {
         let answer = answer.expect("a living session");
         assert_eq!(answer.differs.is_none(), honest, "a true digest is the shard's own");
         assert_eq!(answer.mark, self.mark);
-        self.settled |= self.node.now.since(self.opened_at) > LEASE;
         let state = &mut self.links[link];
         if honest {
             state.confirmed = state.confirmed.max(mark);
@@ -405,6 +404,7 @@ impl World {
             }
         }
         self.node.shard.tick(self.node.now);
+        self.settled |= self.node.now.since(self.opened_at) > LEASE;
         for link in 0..LINKS {
             if self.links[link].expires <= self.node.now {
                 assert_eq!(silent, Some(link));

@@ -8,7 +8,7 @@ use slotcast_engine::{
     shard::ShardConfig,
 };
 
-use crate::support::{Frame, Held, MILLI, Node, Seen, config, data_id, version};
+use crate::support::{Frame, Held, LEASE, MILLI, Node, Seen, config, data_id, version};
 
 fn apply_all(held: &mut Option<Held>, pushes: &[Seen]) {
     pushes.iter().for_each(|seen| Held::apply(held, &seen.diff()));
@@ -67,6 +67,23 @@ fn a_fresh_leader_takes_writes_but_answers_nobody_until_it_has_settled() {
     let (_, pushes) = node.turn();
     assert_eq!(pushes.len(), 1, "one answer, and it holds what came while settling");
     assert_eq!(pushes[0].registers(), (vec![1], vec![]));
+}
+
+#[test]
+fn a_pause_soon_after_the_start_does_not_make_a_leader_settled() {
+    let mut node = Node::with_sessions(1..=1);
+    node.tick_after(100 * MILLI);
+    let settled = |node: &mut Node| {
+        let digest = Default::default();
+        node.shard.handle_heartbeat(ReaderId(1), 0, digest, node.now).unwrap().settled
+    };
+    // What it hears first after the pause comes before the tick.
+    node.now = node.now.after(2 * LEASE);
+    assert!(!settled(&mut node), "no session could come meanwhile");
+    node.tick_after(100 * MILLI);
+    assert!(!settled(&mut node));
+    node.outlive_a_lease(1..=1);
+    assert!(settled(&mut node));
 }
 
 #[test]

@@ -1,4 +1,5 @@
-//! The thread on which a store may block: it asks to lead, loads, and stores what it is given.
+//! The store beside the role that must not wait for it: what drives it asks to lead, loads, and stores what it is given. It may
+//! block, so that is a thread of its own.
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,7 +13,7 @@ use crate::{
 };
 
 /// Time between two questions who leads.
-const CAMPAIGN: Duration = Duration::from_millis(500);
+pub const CAMPAIGN: Duration = Duration::from_millis(500);
 
 /// A table to be stored in place of the one of epoch `expected`.
 pub(super) struct Swap {
@@ -36,7 +37,58 @@ pub(super) enum KeeperNews {
     Trouble(String),
 }
 
-/// The thread and the way to it. It ends, and gives the lead up, when this is dropped.
+/// The side of the store: asks to lead, loads, and stores what it is given. A thread drives it, or whoever knows the time
+/// better.
+pub struct StoreSide {
+    store: Box<dyn TableStore>,
+    wanted: Receiver<Swap>,
+    news: Sender<KeeperNews>,
+    leads_until: Option<Nanos>,
+}
+
+impl StoreSide {
+    /// Asks to lead, or to lead on. `now` is the time before, and `after` tells it when the store has answered. Returns whether
+    /// anybody still listens.
+    pub fn campaign(&mut self, now: Nanos, after: impl Fn() -> Nanos) -> bool {
+        match campaign(&mut *self.store, self.leads_until.is_some(), now) {
+            Ok(news) => {
+                self.leads_until = match &news {
+                    KeeperNews::Elected(_, until) | KeeperNews::Renewed(until) => Some(*until),
+                    _ => None,
+                };
+                self.tell(news)
+            }
+            Err(error) => {
+                let lost = self.leads_until.take_if(|until| after() >= *until).is_some();
+                self.tell(KeeperNews::Trouble(error.to_string()))
+                    && (!lost || self.tell(KeeperNews::Deposed(None)))
+            }
+        }
+    }
+
+    /// Whether a table waits to be stored.
+    pub fn has_table(&self) -> bool {
+        !self.wanted.is_empty()
+    }
+
+    /// Stores the table that waits, if one does.
+    pub fn store_table(&mut self) {
+        if let Ok(swap) = self.wanted.try_recv() {
+            self.store(&swap);
+        }
+    }
+
+    fn store(&mut self, swap: &Swap) -> bool {
+        let news = store_table(&mut *self.store, swap);
+        self.tell(news)
+    }
+
+    fn tell(&self, news: KeeperNews) -> bool {
+        self.news.send(news).is_ok()
+    }
+}
+
+/// The way to the store, and the thread that drives it. The thread ends, and gives the lead up, when this is dropped.
 pub(super) struct Keeper {
     swaps: Option<Sender<Swap>>,
     news: Receiver<KeeperNews>,
@@ -44,19 +96,20 @@ pub(super) struct Keeper {
 }
 
 impl Keeper {
-    pub(super) fn start(store: Box<dyn TableStore>, waker: Waker) -> std::io::Result<Self> {
+    /// With nobody who drives the store yet.
+    pub(super) fn by_hand(store: Box<dyn TableStore>) -> (Self, StoreSide) {
         // One table is stored at a time; news is taken in at every turn.
         let (swaps, wanted) = channel::bounded(1);
         let (tell, news) = channel::bounded(64);
-        let thread = std::thread::Builder::new().name("meta-store".into()).spawn(move || {
-            let tell = |event| {
-                let told = tell.send(event).is_ok();
-                let _ = waker.wake();
-                told
-            };
-            run(store, &wanted, &tell);
-        })?;
-        Ok(Self { swaps: Some(swaps), news, thread: Some(thread) })
+        let side = StoreSide { store, wanted, news: tell, leads_until: None };
+        (Self { swaps: Some(swaps), news, thread: None }, side)
+    }
+
+    pub(super) fn start(store: Box<dyn TableStore>, waker: Waker) -> std::io::Result<Self> {
+        let (mut keeper, side) = Self::by_hand(store);
+        let thread = std::thread::Builder::new().name("meta-store".into());
+        keeper.thread = Some(thread.spawn(move || run(side, &waker))?);
+        Ok(keeper)
     }
 
     pub(super) fn poll(&self) -> Option<KeeperNews> {
@@ -86,32 +139,18 @@ impl Drop for Keeper {
     }
 }
 
-fn run(mut store: Box<dyn TableStore>, wanted: &Receiver<Swap>, tell: &dyn Fn(KeeperNews) -> bool) {
-    let mut leads_until: Option<Nanos> = None;
+fn run(mut side: StoreSide, waker: &Waker) {
     loop {
-        let asked = clock::now();
-        let told = match campaign(&mut *store, leads_until.is_some(), asked) {
-            Ok(news) => {
-                leads_until = match &news {
-                    KeeperNews::Elected(_, until) | KeeperNews::Renewed(until) => Some(*until),
-                    _ => None,
-                };
-                tell(news)
-            }
-            Err(error) => {
-                let lost = leads_until.is_some_and(|until| clock::now() >= until);
-                if lost {
-                    leads_until = None;
-                }
-                tell(KeeperNews::Trouble(error.to_string())) && (!lost || tell(KeeperNews::Deposed(None)))
-            }
-        };
+        let told = side.campaign(clock::now(), clock::now);
+        let _ = waker.wake();
         if !told {
             break;
         }
-        match wanted.recv_timeout(CAMPAIGN) {
+        match side.wanted.recv_timeout(CAMPAIGN) {
             Ok(swap) => {
-                if !tell(store_table(&mut *store, &swap)) {
+                let told = side.store(&swap);
+                let _ = waker.wake();
+                if !told {
                     break;
                 }
             }
@@ -119,7 +158,7 @@ fn run(mut store: Box<dyn TableStore>, wanted: &Receiver<Swap>, tell: &dyn Fn(Ke
             Err(RecvTimeoutError::Disconnected) => break,
         }
     }
-    store.resign();
+    side.store.resign();
 }
 
 fn campaign(store: &mut dyn TableStore, leads: bool, asked: Nanos) -> Result<KeeperNews, StoreError> {

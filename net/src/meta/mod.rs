@@ -14,7 +14,7 @@ pub mod etcd;
 
 pub mod metrics;
 
-mod keeper;
+pub mod keeper;
 
 pub mod node;
 

@@ -15,7 +15,7 @@ use crate::{
     },
     meta::{
         core::{MetaConfig, MetaCore, MetaCounters, MetaStatus, Output, PeerFault, Phase},
-        keeper::{Keeper, KeeperNews, Swap},
+        keeper::{Keeper, KeeperNews, StoreSide, Swap},
         members::PeerId,
         metrics::MetaMetrics,
         store::TableStore,
@@ -127,6 +127,25 @@ impl MetaNode {
             on_waker,
             conns_max,
         }
+    }
+
+    /// The same with a store that the caller drives, instead of a thread: in virtual time, for example.
+    pub fn by_hand(
+        config: MetaConfig,
+        store: Box<dyn TableStore>,
+        metrics: MetaMetrics,
+    ) -> (Self, StoreSide, Sender<MetaCommand>) {
+        let (ask, commands) = crossbeam::channel::bounded(64);
+        let (keeper, side) = Keeper::by_hand(store);
+        let nowhere = Box::new(crate::meta::store::NoStore::default());
+        let mut node = Self::new(config, usize::MAX, nowhere, commands, metrics, Box::new(|_| {}));
+        (node.store, node.keeper) = (None, Some(keeper));
+        (node, side, ask)
+    }
+
+    /// The state machine, to look at.
+    pub fn core(&self) -> &MetaCore {
+        &self.core
     }
 
     fn accept(&mut self, conn: ConnId, now: Nanos) {

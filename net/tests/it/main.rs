@@ -24,8 +24,6 @@ mod operations;
 
 mod local;
 
-mod sim;
-
 mod damaged;
 
 #[allow(dead_code, reason = "some of it is for the disk alone")]

@@ -41,6 +41,14 @@ const IO_MEMORY_BYTES: usize = 512 << 10;
 /// Files kept open.
 const OPEN_MAX: usize = 4;
 
+/// The other side of a [`Disk`] that no thread serves: what is asked for comes out here, and outcomes go in.
+pub struct DiskSide {
+    /// What is asked for, in order.
+    pub requests: Receiver<DiskRequest>,
+    /// What became of it.
+    pub done: Sender<DiskDone>,
+}
+
 /// The files of one shard.
 pub struct Disk {
     requests: Option<Sender<DiskRequest>>,
@@ -63,6 +71,14 @@ impl Disk {
             .spawn(move || async move { serve(folder, &taken, &reported, &woken).await })
             .map_err(|error| anyhow!("starting thread {name}: {error}"))?;
         Ok(Self { requests: Some(requests), done, waker, thread: Some(thread) })
+    }
+
+    /// The same without a thread: the caller carries requests out, in virtual time, for example.
+    pub fn by_hand() -> (Self, DiskSide) {
+        let (requests, taken) = bounded(OPERATIONS_MAX);
+        let (reported, done) = bounded(OPERATIONS_MAX);
+        let disk = Self { requests: Some(requests), done, waker: Arc::new(OnceLock::new()), thread: None };
+        (disk, DiskSide { requests: taken, done: reported })
     }
 
     /// Who is to be woken when something is done.

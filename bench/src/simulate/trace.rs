@@ -1,14 +1,11 @@
 //! What a failing run prints: the faults, and everything that concerned one data id.
 
-use slotcast_engine::{
-    batch::ChangeKind,
-    id::{DatumKey, Nanos},
-};
+use slotcast_engine::{batch::ChangeKind, id::DatumKey};
 use slotcast_net::wire::{Frame, Message, header::FRAME_BYTES_MAX};
 
 use super::network::MS;
 
-/// Lines of a trace that are printed; `SLOTCAST_SIM_LINES` says otherwise.
+/// Lines of a trace that are printed.
 const LINES_MAX: usize = 400;
 
 /// One line: when, which data id if only one, what.
@@ -22,10 +19,12 @@ struct Line {
 #[derive(Default)]
 pub struct Trace {
     lines: Vec<Line>,
+    /// Whether lines are kept at all.
     pub is_on: bool,
 }
 
 impl Trace {
+    /// Adds a line.
     pub fn add(&mut self, at: u64, datum: Option<DatumKey>, text: impl FnOnce() -> String) {
         if self.is_on {
             self.lines.push(Line { at, datum, text: text() });
@@ -48,8 +47,7 @@ impl Trace {
     pub fn print(&self, datum: Option<DatumKey>) -> String {
         let wanted = |line: &&Line| datum.is_none() || line.datum.is_none() || line.datum == datum;
         let lines: Vec<&Line> = self.lines.iter().filter(wanted).collect();
-        let wanted = std::env::var("SLOTCAST_SIM_LINES").ok().and_then(|lines| lines.parse().ok());
-        let skipped = lines.len().saturating_sub(wanted.unwrap_or(LINES_MAX));
+        let skipped = lines.len().saturating_sub(LINES_MAX);
         let shown = lines[skipped..].iter();
         shown.map(|line| format!("{:>12.3} ms  {}\n", line.at as f64 / MS as f64, line.text)).collect()
     }
@@ -128,9 +126,4 @@ pub fn label(payload: &[u8]) -> String {
 /// For times in messages.
 pub fn ms(at: u64) -> String {
     format!("{:.3} ms", at as f64 / MS as f64)
-}
-
-/// The time as the roles take it.
-pub fn nanos(at: u64) -> Nanos {
-    Nanos(at)
 }

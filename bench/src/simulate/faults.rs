@@ -1,0 +1,334 @@
+//! What goes wrong.
+
+use super::{
+    control::StoreTrouble,
+    hosts::{Actor, Kind, Layout},
+    network::{MS, SECOND, Task},
+    plan::Shape,
+    rng::Rng,
+    world::World,
+};
+
+/// One fault. Hosts by their numbers, times in nanoseconds.
+#[derive(Clone, Copy, Debug)]
+pub enum Fault {
+    /// Both ends of a client's connections see a reset.
+    ResetClient(usize),
+    /// One end of them does.
+    HalfOpenClient(usize),
+    /// Both ends of a session's links see a reset.
+    ResetLink(usize),
+    /// One end of them does.
+    HalfOpenLink(usize),
+    /// Nothing gets from one host to the other, nor back if `both`; `reset`: what was open between them is reset in the end.
+    Partition {
+        /// One host.
+        one: usize,
+        /// The other.
+        other: usize,
+        /// Neither way, instead of one way that chance chooses.
+        both: bool,
+        /// How long.
+        nanos: u64,
+        /// Whether connections break when it ends.
+        reset: bool,
+    },
+    /// A session's process is killed, and comes back as another incarnation.
+    CrashSession {
+        /// Its host.
+        host: usize,
+        /// Its peers are not told.
+        silent: bool,
+        /// How long it is away.
+        down: u64,
+    },
+    /// A data node's process is killed, and comes back.
+    CrashNode {
+        /// Its host.
+        host: usize,
+        /// Its peers are not told.
+        silent: bool,
+        /// How long it is away.
+        down: u64,
+    },
+    /// A process stands still.
+    Pause {
+        /// Its host.
+        host: usize,
+        /// How long.
+        nanos: u64,
+    },
+    /// The clock of a host jumps ahead.
+    ClockJump {
+        /// The host.
+        host: usize,
+        /// How far.
+        nanos: u64,
+    },
+    /// A process of the control plane is killed, and comes back.
+    CrashMeta {
+        /// Its host.
+        host: usize,
+        /// Its peers are not told.
+        silent: bool,
+        /// How long it is away.
+        down: u64,
+    },
+    /// The store of the slot table is in trouble.
+    Store(StoreTrouble),
+    /// An operator empties a data node, and uses it again.
+    Drain {
+        /// Its host.
+        node: usize,
+        /// After this long.
+        nanos: u64,
+    },
+    /// All clients of a session drop together.
+    Storm(usize),
+    /// A client says goodbye.
+    Leave(usize),
+    /// A client's process is killed; another one comes up there.
+    CrashClient {
+        /// Its host.
+        host: usize,
+        /// Its session is not told.
+        silent: bool,
+    },
+    /// A client does not read for a while.
+    SlowClient {
+        /// Its host.
+        host: usize,
+        /// How long.
+        nanos: u64,
+    },
+}
+
+impl Fault {
+    /// One of those that a shape can have.
+    pub fn choose(rng: &mut Rng, shape: Shape, layout: &Layout) -> Self {
+        let client = layout.clients().start + rng.below(layout.clients);
+        let session = layout.sessions().start + rng.below(layout.sessions);
+        let node = rng.below(layout.nodes);
+        if shape == Shape::Cluster && rng.chance(60) {
+            return Self::choose_of_cluster(rng, layout, node, session);
+        }
+        match rng.below(100) {
+            0..8 => Fault::ResetClient(client),
+            8..15 => Fault::HalfOpenClient(client),
+            15..24 => Fault::ResetLink(session),
+            24..30 => Fault::HalfOpenLink(session),
+            30..44 => {
+                let one = if rng.chance(60) { node } else { client };
+                let nanos = if rng.chance(15) { rng.range(6, 14) * SECOND } else { rng.range(50, 5000) * MS };
+                Fault::Partition { one, other: session, both: rng.chance(60), nanos, reset: rng.chance(40) }
+            }
+            44..55 => {
+                let down = if rng.chance(60) { rng.range(20, 1500) } else { rng.range(20, 9000) };
+                Fault::CrashSession { host: session, silent: rng.chance(25), down: down * MS }
+            }
+            55..69 => Fault::CrashNode { host: node, silent: rng.chance(20), down: rng.range(20, 2500) * MS },
+            69..77 => {
+                let host = [node, session, session, client][rng.below(4)];
+                Fault::Pause { host, nanos: rng.range(100, 5000) * MS }
+            }
+            77..79 => Fault::ClockJump { host: node, nanos: rng.range(2, 3600) * SECOND },
+            79..85 => Fault::Storm(session),
+            85..90 => Fault::Leave(client),
+            90..95 => Fault::CrashClient { host: client, silent: rng.chance(30) },
+            _ => Fault::SlowClient { host: client, nanos: rng.range(1000, 12_000) * MS },
+        }
+    }
+
+    /// One of those that need a control plane or several data nodes.
+    fn choose_of_cluster(rng: &mut Rng, layout: &Layout, node: usize, session: usize) -> Self {
+        let meta = layout.metas().start + rng.below(layout.metas);
+        let other = (node + 1 + rng.below(layout.nodes - 1)) % layout.nodes;
+        match rng.below(100) {
+            // Long enough for another to lead.
+            0..30 => {
+                Fault::CrashNode { host: node, silent: rng.chance(40), down: rng.range(50, 12_000) * MS }
+            }
+            30..60 => {
+                let (one, other) =
+                    [(node, other), (node, meta), (node, meta), (session, meta), (node, session)]
+                        [rng.below(5)];
+                let nanos = rng.range(200, 9000) * MS;
+                Fault::Partition { one, other, both: rng.chance(60), nanos, reset: rng.chance(40) }
+            }
+            60..70 => {
+                let host = if rng.chance(70) { node } else { meta };
+                Fault::Pause { host, nanos: rng.range(500, 7000) * MS }
+            }
+            70..74 => Fault::ClockJump { host: meta, nanos: rng.range(2, 3600) * SECOND },
+            74..82 => Fault::CrashMeta { host: meta, silent: rng.chance(30), down: rng.range(50, 9000) * MS },
+            82..88 => Fault::Store(match rng.below(3) {
+                0 => StoreTrouble::Down(rng.range(500, 9000) * MS),
+                1 => StoreTrouble::Slow(rng.range(500, 9000) * MS),
+                _ => StoreTrouble::SetBack,
+            }),
+            _ => Fault::Drain { node, nanos: rng.range(1000, 9000) * MS },
+        }
+    }
+}
+
+impl World {
+    /// Makes a fault happen.
+    pub(super) fn inflict(&mut self, number: usize) {
+        let planned = self.plan.faults[number];
+        let mut rng = Rng::of(&[self.plan.seed, 4, planned.number]);
+        self.reached.faults += 1;
+        self.oracle.say(None, || format!("fault {}: {:?}", planned.number, planned.fault));
+        let now = self.net.now;
+        match planned.fault {
+            Fault::ResetClient(host) => self.break_client(host, || 3),
+            Fault::HalfOpenClient(host) => self.break_client(host, || 1 + rng.below(2)),
+            Fault::ResetLink(host) => {
+                self.disturb(host, now);
+                self.break_links(host, || 3);
+            }
+            Fault::HalfOpenLink(host) => {
+                self.disturb(host, now);
+                self.break_links(host, || 1 + rng.below(2));
+            }
+            Fault::Partition { one, other, both, nanos, reset } => {
+                self.disturb(one, now + nanos);
+                self.disturb(other, now + nanos);
+                let paths = [(one, other), (other, one)];
+                let first = rng.below(2);
+                for (from, to) in if both { &paths[..] } else { &paths[first..=first] } {
+                    self.net.block(*from, *to, now + nanos);
+                    self.net.schedule(now + nanos, Task::Heal(*from, *to, reset));
+                }
+            }
+            Fault::CrashSession { host, silent, down } => {
+                self.disturb(host, now);
+                if self.crash(host, silent) {
+                    self.reached.session_restarts += 1;
+                    self.net.schedule(now + down, Task::Boot(host));
+                }
+            }
+            Fault::CrashNode { host, silent, down } => {
+                if self.crash(host, silent) {
+                    self.reached.node_restarts += 1;
+                    self.net.schedule(now + down, Task::Boot(host));
+                }
+            }
+            Fault::Pause { host, nanos } => {
+                self.disturb(host, now + nanos);
+                self.reached.pauses += 1;
+                self.net.hosts[host].paused_until = now + nanos;
+            }
+            Fault::ClockJump { host, nanos } => {
+                self.reached.clock_jumps += 1;
+                self.net.hosts[host].clock_ahead += nanos;
+                self.net.wake(host, now);
+            }
+            Fault::CrashMeta { host, silent, down } => {
+                if self.crash(host, silent) {
+                    self.reached.meta_restarts += 1;
+                    self.net.schedule(now + down, Task::Boot(host));
+                }
+            }
+            Fault::Store(trouble) => {
+                self.reached.store_troubles += 1;
+                self.trouble_store(trouble, rng.below(1000));
+            }
+            Fault::Drain { node, nanos } => {
+                self.reached.drains += 1;
+                self.drain(node, true);
+                self.net.schedule(now + nanos, Task::Use(node));
+            }
+            Fault::Storm(session) => {
+                for host in self.plan.layout.clients() {
+                    for pair in self.net.between(host, session) {
+                        self.net.break_pair(pair, 3);
+                    }
+                }
+            }
+            Fault::Leave(host) => {
+                if let Some(Actor::Client(serial, client)) = &mut self.actors[host] {
+                    client.leave();
+                    self.oracle.left(*serial);
+                    self.leaving.insert(*serial);
+                    self.net.wake(host, now);
+                }
+            }
+            Fault::CrashClient { host, silent } => {
+                if self.crash(host, silent) {
+                    let at = now + rng.range(50, 5000) * MS;
+                    self.net.schedule(at, Task::Boot(host));
+                }
+            }
+            Fault::SlowClient { host, nanos } => {
+                self.net.hosts[host].paused_until = now + nanos;
+            }
+        }
+    }
+
+    fn break_client(&mut self, host: usize, mut sides: impl FnMut() -> usize) {
+        for session in self.plan.layout.sessions() {
+            for pair in self.net.between(host, session) {
+                self.net.break_pair(pair, sides());
+            }
+        }
+    }
+
+    fn break_links(&mut self, session: usize, mut sides: impl FnMut() -> usize) {
+        for node in self.plan.layout.nodes() {
+            for pair in self.net.between(session, node) {
+                self.net.break_pair(pair, sides());
+            }
+        }
+    }
+
+    fn disturb(&mut self, host: usize, until: u64) {
+        if self.plan.layout.kind(host) == Kind::Session {
+            let entry = self.oracle.disturbed.entry(host).or_insert(0);
+            *entry = (*entry).max(until);
+        }
+    }
+
+    fn crash(&mut self, host: usize, silent: bool) -> bool {
+        let Some(actor) = self.actors[host].take() else { return false };
+        let name = self.plan.layout.name(host);
+        self.oracle.say(None, || format!("{name} crashes{}", if silent { ", silently" } else { "" }));
+        self.lose_process(&actor);
+        if let Actor::Client(serial, _) = actor {
+            self.oracle.client_crashed(serial);
+        }
+        self.net.crash(host, silent);
+        true
+    }
+
+    /// Counts what a process did before it is gone.
+    pub(super) fn lose_process(&mut self, actor: &Actor) {
+        match actor {
+            Actor::Session(id, _) => self.oracle.session_ended(*id),
+            Actor::Node(process, node) => {
+                self.oracle.node_ended(*process);
+                self.reached.tombstones_dropped += node.shard().stats().tombstones_dropped;
+                self.reached.leases_ended += node.shard().stats().leases_ended;
+            }
+            Actor::Meta(_) | Actor::Client(..) => {}
+        }
+    }
+
+    /// All faults end, and everybody is there again.
+    pub(super) fn quiet(&mut self) {
+        self.oracle.say(None, || "quiet: all is healed".into());
+        self.net.heal_all();
+        for host in 0..self.actors.len() {
+            self.net.hosts[host].paused_until = 0;
+            if self.actors[host].is_none() {
+                self.boot(host);
+            }
+            self.net.wake(host, self.net.now);
+        }
+        if let Ok(mut store) = self.store.lock() {
+            (store.down_until, store.slow_until) = (0, 0);
+        }
+        for node in self.plan.layout.nodes() {
+            self.drain(node, false);
+        }
+    }
+}

@@ -1,0 +1,236 @@
+//! Who is there: which host runs what, and how each role is started.
+
+use prometheus_client::registry::Registry;
+use slotcast_engine::{
+    change_log::ChangeLogLimits,
+    id::{ClientId, SessionId, mix64},
+    shard::ShardConfig,
+};
+use slotcast_net::{
+    client::{ClientConfig, ClientState},
+    data::node::{Node, NodeLimits},
+    io::role::Role,
+    session::{Session, SessionConfig, config::Routes, metrics::SessionMetrics},
+};
+
+use super::{
+    control::Meta,
+    network::{SECOND, address},
+    world::World,
+};
+
+/// Slots of the cluster: fewer than data ids, so that some share one.
+pub const SLOTS: u32 = 4;
+/// Lease of a session, short against the run.
+pub const LEASE: u64 = 6 * SECOND;
+/// Grace of a client that dropped.
+pub const GRACE: u64 = SECOND;
+/// A client that sends nothing for this long is closed; it pings every 20 s.
+pub const CLIENT_TIMEOUT: u64 = 24 * SECOND;
+
+/// How many hosts of each kind there are. They are numbered in this order.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Layout {
+    /// Data nodes.
+    pub nodes: usize,
+    /// Sessions.
+    pub sessions: usize,
+    /// Processes of the control plane.
+    pub metas: usize,
+    /// Clients.
+    pub clients: usize,
+}
+
+/// What a host runs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kind {
+    /// A data node.
+    Node,
+    /// A session.
+    Session,
+    /// A process of the control plane.
+    Meta,
+    /// A client.
+    Client,
+}
+
+impl Layout {
+    /// All hosts.
+    pub fn len(&self) -> usize {
+        self.clients().end
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The hosts of data nodes.
+    pub fn nodes(&self) -> std::ops::Range<usize> {
+        0..self.nodes
+    }
+
+    /// The hosts of sessions.
+    pub fn sessions(&self) -> std::ops::Range<usize> {
+        self.nodes..self.nodes + self.sessions
+    }
+
+    /// The hosts of the control plane.
+    pub fn metas(&self) -> std::ops::Range<usize> {
+        let first = self.nodes + self.sessions;
+        first..first + self.metas
+    }
+
+    /// The hosts of clients.
+    pub fn clients(&self) -> std::ops::Range<usize> {
+        let first = self.nodes + self.sessions + self.metas;
+        first..first + self.clients
+    }
+
+    /// What a host runs.
+    pub fn kind(&self, host: usize) -> Kind {
+        if self.nodes().contains(&host) {
+            Kind::Node
+        } else if self.sessions().contains(&host) {
+            Kind::Session
+        } else if self.metas().contains(&host) {
+            Kind::Meta
+        } else {
+            Kind::Client
+        }
+    }
+
+    /// What a host is called in a trace.
+    pub fn name(&self, host: usize) -> String {
+        match self.kind(host) {
+            Kind::Node => format!("node-{host}"),
+            Kind::Session => format!("session-{host}"),
+            Kind::Meta => format!("meta-{host}"),
+            Kind::Client => format!("client@{host}"),
+        }
+    }
+}
+
+/// A running process.
+pub enum Actor {
+    /// A data node, and the number of its process.
+    Node(usize, Box<Node>),
+    /// A session.
+    Session(SessionId, Box<Session>),
+    /// A process of the control plane.
+    Meta(Box<Meta>),
+    /// A client, by its number.
+    Client(usize, Box<ClientState>),
+}
+
+impl Actor {
+    pub(super) fn role(&mut self) -> &mut dyn Role {
+        match self {
+            Actor::Node(_, node) => node.as_mut(),
+            Actor::Session(_, session) => session.as_mut(),
+            Actor::Meta(meta) => &mut meta.node,
+            Actor::Client(_, client) => client.as_mut(),
+        }
+    }
+
+    /// Frames that a client has refused; others refuse none.
+    pub(super) fn refused_frames(&self) -> u64 {
+        match self {
+            Actor::Client(_, client) => client.refused_frames(),
+            _ => 0,
+        }
+    }
+}
+
+impl World {
+    /// Starts the process of a host, unless it runs.
+    pub(super) fn boot(&mut self, host: usize) {
+        let is_left_out = self.plan.layout.kind(host) == Kind::Client && !self.plan.clients.contains(&host);
+        if self.actors[host].is_some() || is_left_out {
+            return;
+        }
+        let actor = match self.plan.layout.kind(host) {
+            Kind::Node => self.new_node(host),
+            Kind::Session => self.new_session(host),
+            Kind::Meta => self.new_meta(host),
+            Kind::Client => self.new_client(host),
+        };
+        self.actors[host] = Some(actor);
+        self.net.boot(host);
+        let name = self.plan.layout.name(host);
+        self.oracle.say(None, || format!("{name} starts"));
+        self.net.wake(host, self.net.now);
+        self.last_turn[host] = self.net.now;
+        if self.plan.layout.kind(host) == Kind::Client {
+            let mut rng = self.net.hosts[host].rng.clone();
+            for _ in 0..rng.range(1, 6) {
+                self.operate_on(host, &mut rng);
+            }
+            self.net.hosts[host].rng = rng;
+        }
+    }
+
+    pub(super) fn identity(&mut self) -> u64 {
+        self.identities += 1;
+        (self.plan.seed << 20) + self.identities
+    }
+
+    fn new_node(&mut self, host: usize) -> Actor {
+        let (identity, sizes) = (self.identity(), &self.plan.sizes);
+        let process = self.oracle.node_started(host);
+        let config = ShardConfig {
+            slot_count: SLOTS,
+            slots: 0..=(SLOTS - 1) as u16,
+            shard: 0,
+            shards: 1,
+            epoch: 1,
+            seed: identity,
+            session_lease: LEASE,
+            settle: sizes.settle,
+            change_log: ChangeLogLimits { entries_max: sizes.log_entries, age_max: 20 * SECOND },
+            validate: true,
+            compaction_budget: 64 * 1024,
+        };
+        let limits =
+            NodeLimits { link_buffer_max: sizes.node_link_buffer, links_max: 64, ..NodeLimits::default() };
+        let metrics = self.node_metrics.clone();
+        Actor::Node(process, Box::new(Node::new(config, limits, identity, metrics)))
+    }
+
+    fn new_session(&mut self, host: usize) -> Actor {
+        let id = SessionId(self.identity() & 0xf_ffff);
+        let metrics = SessionMetrics::new(&mut Registry::default(), 0);
+        self.session_metrics.push(metrics.clone());
+        let nodes = self.plan.layout.nodes().map(address).collect();
+        let (sizes, rng) = (&self.plan.sizes, &mut self.net.hosts[host].rng);
+        let config = SessionConfig {
+            clients_max: 100,
+            push_interval_min: sizes.push_interval,
+            push_interval_max: SECOND,
+            slow_client_eviction: 4 * SECOND,
+            client_timeout: CLIENT_TIMEOUT,
+            client_disconnect_grace: GRACE,
+            session_lease: LEASE,
+            history_bytes_max: sizes.history_bytes,
+            datum_linger: sizes.linger,
+            heartbeat_interval: SECOND / 2,
+            push_batch_max: rng.range(1, 16) as usize,
+            clients_per_turn: rng.range(2, 64) as usize,
+            ..SessionConfig::new(id, Routes::to_node(SLOTS, nodes))
+        };
+        self.oracle.session_started(id);
+        Actor::Session(id, Box::new(Session::new(config, metrics)))
+    }
+
+    fn new_client(&mut self, host: usize) -> Actor {
+        let identity = self.identity();
+        let serial = (identity & 0xf_ffff) as usize;
+        let mut sessions: Vec<_> = self.plan.layout.sessions().map(address).collect();
+        let rng = &mut self.net.hosts[host].rng;
+        if rng.chance(25) {
+            sessions.remove(rng.below(sessions.len()));
+        }
+        let config = ClientConfig { client: ClientId(serial as u64), ..ClientConfig::new(sessions) };
+        Actor::Client(serial, Box::new(ClientState::new(&config, mix64(identity))))
+    }
+}

@@ -1,0 +1,57 @@
+//! Whole-system simulation: the production state machines of every role on one thread, in virtual time, from a seed.
+//!
+//! One seed is one run: data nodes, sessions, clients and, in a cluster, the control plane, for a minute of faults and
+//! operations, then quiet. The [`oracle`] says what is promised and checks it throughout. A failing seed is run again with ever
+//! less in it, until nothing can be left out.
+
+pub mod rng;
+
+pub mod network;
+
+pub mod trace;
+
+pub mod control;
+
+pub mod hosts;
+
+pub mod plan;
+
+pub mod faults;
+
+pub mod operations;
+
+pub mod oracle;
+
+pub mod reached;
+
+pub mod world;
+
+pub mod shrink;
+
+pub mod campaign;
+
+pub mod planted;
+
+use plan::{Plan, Shape};
+use world::{Outcome, World};
+
+/// Runs a seed.
+pub fn run(shape: Shape, seed: u64) -> Outcome {
+    World::new(Plan::of(shape, seed), false).run()
+}
+
+/// Tells all about the failure of a plan: every fault that is left in it, the trace of the data id concerned, the violation.
+pub fn explain(plan: &Plan) -> String {
+    let outcome = World::new(plan.clone(), true).run();
+    let Some((violation, trace)) = outcome.failure else {
+        return format!("seed {} failed once and not again: the simulation is not deterministic", plan.seed);
+    };
+    let counts = format!(
+        "{} faults, {} clients, {} operations",
+        plan.faults.len(),
+        plan.clients.len(),
+        plan.operations.len()
+    );
+    let text = &violation.text;
+    format!("{trace}\nseed {} with {counts} fails at {}: {text}", plan.seed, trace::ms(violation.at))
+}

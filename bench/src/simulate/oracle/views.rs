@@ -1,0 +1,258 @@
+//! What clients are told.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use slotcast_engine::id::{DataId, RegisterId, Revision};
+use slotcast_net::client::Update;
+
+use super::{LEASE, List, Oracle, SECOND, SLACK, UNSETTLED_MAX, short};
+use crate::simulate::trace::{label, ms};
+
+/// A data id as one subscriber sees it.
+#[derive(Default)]
+pub(super) struct View {
+    pub(super) revision: Revision,
+    pub(super) list: BTreeMap<RegisterId, usize>,
+    /// The place of the term that it is of.
+    place: usize,
+    resuming: bool,
+    /// What it held when its client last connected: what it may have been told to keep.
+    brought: BTreeSet<RegisterId>,
+}
+
+impl View {
+    /// Its client has a new connection.
+    pub(super) fn connected(&mut self) {
+        self.resuming = self.revision > Revision::ZERO;
+        self.brought = self.list.keys().copied().collect();
+    }
+}
+
+/// One list that a subscriber was told.
+struct Told<'a> {
+    client: usize,
+    datum: usize,
+    revision: Revision,
+    /// The term of that revision.
+    term: usize,
+    list: &'a BTreeMap<RegisterId, usize>,
+}
+
+impl Oracle {
+    /// A client is told something.
+    pub fn update(&mut self, client: usize, update: &Update) {
+        self.seen.updates += 1;
+        match update {
+            Update::Snapshot { id, revision, instances } => {
+                let list = instances.iter().map(|(register, it)| (*register, Some(it.payload.clone())));
+                self.view(client, id, *revision, true, list.collect());
+            }
+            Update::Diff { id, revision, changed, removed } => {
+                let changes = changed.iter().map(|(register, it)| (*register, Some(it.payload.clone())));
+                let removes = removed.iter().map(|register| (*register, None));
+                self.view(client, id, *revision, false, removes.chain(changes).collect());
+            }
+            Update::Acknowledged { registration, revision } => {
+                self.acknowledged(client, registration.register, *revision);
+            }
+            Update::Refused { registration, refusal } => {
+                let datum = self.regs.get(&registration.register).map(|reg| reg.datum);
+                let what = short(registration.register);
+                self.fail(datum, format!("client {client}: {what} is refused: {refusal}"));
+            }
+            Update::NotDurable { refusal, .. } => {
+                self.fail(
+                    None,
+                    format!("client {client}: nothing here is persistent, and it hears {refusal}"),
+                );
+            }
+            Update::SubscriptionRefused { id, refusal } => {
+                let datum = self.datum_of(id);
+                self.fail(Some(datum), format!("client {client}: subscription refused: {refusal}"));
+            }
+            Update::Connected(session) => {
+                self.say(None, || format!("client {client} is welcome at session {}", session.0));
+            }
+            Update::Disconnected(reason) => {
+                self.say(None, || format!("client {client} is disconnected: {reason}"));
+            }
+        }
+    }
+
+    fn view(
+        &mut self,
+        client: usize,
+        id: &DataId,
+        revision: Revision,
+        is_snapshot: bool,
+        changes: Vec<(RegisterId, Option<Vec<u8>>)>,
+    ) {
+        let datum = self.datum_of(id);
+        let Some(view) = self.views.get(&(client, datum)) else { return };
+        let before = view.list.clone();
+        let (revision_before, place_before, resuming) = (view.revision, view.place, view.resuming);
+        let mut list = if is_snapshot { BTreeMap::new() } else { before.clone() };
+        let mut unknown = None;
+        for (register, payload) in changes {
+            match payload {
+                None => {
+                    list.remove(&register);
+                }
+                Some(payload) => match self.content(register, &payload) {
+                    Some(content) => {
+                        list.insert(register, content);
+                    }
+                    None => unknown = Some(label(&payload)),
+                },
+            }
+        }
+        let names: Vec<String> = list.keys().map(|register| short(*register)).collect();
+        let kind = if is_snapshot { "snapshot" } else { "diff" };
+        self.say(Some(datum), || format!("client {client}: {kind} at {revision}: {}", names.join(" ")));
+        if let Some(unknown) = unknown {
+            self.fail(Some(datum), format!("client {client} is told {unknown}, which nobody published"));
+        }
+        if resuming && is_snapshot {
+            self.seen.resumed_by_snapshot += 1;
+        } else if resuming {
+            self.seen.resumed_by_diff += 1;
+        }
+        if revision < revision_before || (revision == revision_before && !is_snapshot && !resuming) {
+            let text = format!("client {client} goes from {revision_before} back to {revision}");
+            self.fail(Some(datum), text);
+        }
+        let Some((term, truth)) = self.truth_for(datum, revision, &list) else {
+            self.fail(Some(datum), format!("client {client} is at {revision}, which never was"));
+            return;
+        };
+        let told = Told { client, datum, revision, term, list: &list };
+        self.check_complete(&told, &truth);
+        self.check_extra(&told, &truth);
+        for register in before.keys().filter(|register| !list.contains_key(register)) {
+            self.check_absent(&told, *register);
+        }
+        let place = self.place(datum, term);
+        for (register, content) in &list {
+            let earlier = before.get(register);
+            if earlier.is_some_and(|earlier| content < earlier) {
+                let owner = self.regs[register].client;
+                if place > place_before && self.has_stale_holder(owner) {
+                    self.seen.stale_contents += 1;
+                    continue;
+                }
+                let text = format!("client {client} sees {} with older content", short(*register));
+                self.fail(Some(datum), text);
+            }
+        }
+        if let Some(view) = self.views.get_mut(&(client, datum)) {
+            (view.revision, view.list, view.place, view.resuming) = (revision, list, place, false);
+        }
+    }
+
+    /// The list of this revision; where a run of a data node has reused it, the one that fits.
+    fn truth_for(
+        &self,
+        datum: usize,
+        revision: Revision,
+        list: &BTreeMap<RegisterId, usize>,
+    ) -> Option<(usize, List)> {
+        let known = self.history.get(&(datum, revision))?;
+        let fits = |(_, truth): &&(usize, List)| {
+            truth.iter().all(|(register, held)| list.get(register) == Some(&held.content))
+        };
+        known.iter().rev().find(fits).or(known.last()).cloned()
+    }
+
+    /// Promise 2.
+    fn check_complete(&mut self, told: &Told<'_>, truth: &List) {
+        let Told { client, datum, revision, list, .. } = *told;
+        for (register, held) in truth.iter() {
+            let text = match list.get(register) {
+                None => "lacks",
+                Some(content) if *content != held.content => "has other content of",
+                Some(_) => continue,
+            };
+            self.fail(Some(datum), format!("client {client} at {revision} {text} {}", short(*register)));
+        }
+    }
+
+    /// Promise 3.
+    fn check_extra(&mut self, told: &Told<'_>, truth: &List) {
+        let Told { client, datum, revision, term, list } = *told;
+        for register in list.keys().filter(|register| !truth.contains_key(register)) {
+            let is_young = self.terms[term].started + UNSETTLED_MAX > self.now;
+            let brought =
+                self.views.get(&(client, datum)).is_some_and(|view| view.brought.contains(register));
+            let may_keep = is_young && (brought || self.was_listed(datum, term, *register));
+            if !may_keep && self.carried(datum, term, *register).is_none() {
+                let text =
+                    format!("client {client} at {revision} still has {}, unlisted before", short(*register));
+                self.fail(Some(datum), text);
+            }
+            self.seen.retained += 1;
+        }
+    }
+
+    /// Promise 5.
+    fn check_absent(&mut self, told: &Told<'_>, register: RegisterId) {
+        let Told { client, datum, revision, term, .. } = *told;
+        if self.first_listed(term, register).is_some_and(|first| first <= revision) {
+            return;
+        }
+        let Some(held) = self.carried(datum, term, register) else { return };
+        let started = self.terms[term].started;
+        if self.is_withdrawn(register, &held)
+            || self.has_departed(register, &held)
+            || self.now + SLACK >= started + LEASE
+        {
+            return;
+        }
+        // The owner's name travels like any change: who has not heard of a move goes by the former owner.
+        let moved_in = self.term_at(datum, held.since).map(|term| &self.terms[term]);
+        let linked = self.session_of(client);
+        let knows = |process: usize| linked.is_some_and(|session| session.known_by.contains(&process));
+        let cut_off = linked.is_some() && moved_in.is_some_and(|moved| !knows(moved.process));
+        let last_word = moved_in.and_then(|moved| moved.ended).is_some_and(|at| held.since + SECOND > at);
+        let disturbed = self.disturbed.values().any(|at| *at + 10 * SECOND > held.since);
+        if cut_off || last_word || disturbed && held.since + 10 * SECOND > started {
+            self.seen.unheard_moves += 1;
+            return;
+        }
+        let text = format!(
+            "client {client} at {revision} no longer has {}, which session {} holds (since {}) and the new leader \
+             has never listed: {}",
+            short(register),
+            held.owner.0,
+            ms(held.since),
+            self.connection_story(register, &held)
+        );
+        self.fail(Some(datum), text);
+    }
+
+    /// Promise 7.
+    fn acknowledged(&mut self, client: usize, register: RegisterId, revision: Revision) {
+        let Some(reg) = self.regs.get_mut(&register) else { return };
+        let (datum, wanted, latest) = (reg.datum, reg.wanted, reg.contents.len() - 1);
+        let known = self.history.get(&(datum, revision)).and_then(|known| known.last());
+        if !wanted {
+            reg.removal = Some((revision, known.map(|(term, _)| *term)));
+            self.seen.removals_acknowledged += 1;
+        }
+        let what = short(register);
+        self.say(Some(datum), || format!("client {client}: {what} acknowledged at {revision}"));
+        let lists: Vec<List> = match self.history.get(&(datum, revision)) {
+            Some(known) => known.iter().map(|(_, list)| list.clone()).collect(),
+            None if revision == Revision::ZERO => vec![self.latest_list(datum)],
+            None => {
+                self.fail(Some(datum), format!("{what} is acknowledged at {revision}, which never was"));
+                return;
+            }
+        };
+        let expected = wanted.then_some(latest);
+        let fits = |list: &List| list.get(&register).map(|held| held.content) == expected;
+        if !lists.iter().any(fits) {
+            let what = if wanted { what } else { format!("the removal of {what}") };
+            self.fail(Some(datum), format!("{what} is acknowledged at {revision} and not in effect there"));
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! What clients want.
+
+use slotcast_engine::id::{RegisterId, Revision};
+use slotcast_net::client::Registration;
+
+use super::{Oracle, short};
+use crate::simulate::trace::label;
+
+/// One registration as its client sees it.
+pub struct Reg {
+    /// The client's number.
+    pub client: usize,
+    /// The data id's number.
+    pub datum: usize,
+    /// What the client calls it.
+    pub registration: Registration,
+    /// Everything it ever held, the latest last.
+    pub contents: Vec<Vec<u8>>,
+    /// Whether the client wants it to be listed.
+    pub wanted: bool,
+    /// The last content that a withdrawal covers.
+    pub(super) withdrawn: Option<usize>,
+    /// Revision and term of the acknowledged withdrawal.
+    pub(super) removal: Option<(Revision, Option<usize>)>,
+}
+
+impl Oracle {
+    /// A client publishes.
+    pub fn published(&mut self, client: usize, registration: Registration, datum: usize, payload: Vec<u8>) {
+        self.say(Some(datum), || {
+            format!("client {client} publishes {} {}", short(registration.register), label(&payload))
+        });
+        let fresh = Reg {
+            client,
+            datum,
+            registration,
+            contents: Vec::new(),
+            withdrawn: None,
+            wanted: true,
+            removal: None,
+        };
+        let reg = self.regs.entry(registration.register).or_insert(fresh);
+        // An equal publish after a withdrawal is a new content to the oracle, so that the two are told apart.
+        if reg.contents.last() != Some(&payload) || !reg.wanted {
+            reg.contents.push(payload);
+        }
+        (reg.wanted, reg.removal) = (true, None);
+    }
+
+    /// A client withdraws a registration.
+    pub fn withdrew(&mut self, register: RegisterId) {
+        let Some(reg) = self.regs.get_mut(&register) else { return };
+        reg.wanted = false;
+        reg.withdrawn = Some(reg.contents.len() - 1);
+        let (client, datum) = (reg.client, reg.datum);
+        self.say(Some(datum), || format!("client {client} unpublishes {}", short(register)));
+    }
+
+    /// A client says goodbye.
+    pub fn left(&mut self, client: usize) {
+        self.say(None, || format!("client {client} leaves"));
+        self.gone.insert(client);
+        for reg in self.regs.values_mut().filter(|reg| reg.client == client) {
+            reg.wanted = false;
+            reg.withdrawn = Some(reg.contents.len() - 1);
+        }
+        self.views.retain(|(viewer, _), _| *viewer != client);
+    }
+
+    /// A client will not come back under this identity.
+    pub fn client_crashed(&mut self, client: usize) {
+        for reg in self.regs.values_mut().filter(|reg| reg.client == client) {
+            reg.wanted = false;
+        }
+    }
+
+    /// A client wants to be told of a data id.
+    pub fn subscribed(&mut self, client: usize, datum: usize) {
+        self.say(Some(datum), || format!("client {client} subscribes"));
+        self.views.entry((client, datum)).or_default();
+    }
+
+    /// It does not want that any more.
+    pub fn unsubscribed(&mut self, client: usize, datum: usize) {
+        self.say(Some(datum), || format!("client {client} unsubscribes"));
+        self.views.remove(&(client, datum));
+    }
+
+    /// Whether a client wants to be told of a data id.
+    pub fn is_subscribed(&self, client: usize, datum: usize) -> bool {
+        self.views.contains_key(&(client, datum))
+    }
+
+    /// Which content of a registration this is, the latest if it was published twice.
+    pub(super) fn content(&self, register: RegisterId, payload: &[u8]) -> Option<usize> {
+        self.regs.get(&register)?.contents.iter().rposition(|content| content == payload)
+    }
+}

@@ -1,0 +1,124 @@
+//! What runs have reached: a seed that reaches nothing shows nothing.
+
+/// Reached in few seeds, or in none while all is well.
+pub const RARE: [&str; 7] = [
+    "gaps",
+    "older_diffs",
+    "repaired_removals",
+    "refused_frames",
+    "stale_replays",
+    "stale_contents",
+    "unheard_moves",
+];
+
+/// Only there with a control plane.
+pub const OF_CLUSTER: [&str; 3] = ["meta_restarts", "store_troubles", "drains"];
+
+macro_rules! counters {
+    ($($(#[$doc:meta])* $field:ident)*) => {
+        /// Everything that was reached, summed over seeds.
+        #[derive(Default, Clone, Debug, PartialEq, Eq)]
+        pub struct Reached {
+            $($(#[$doc])* pub $field: u64,)*
+        }
+
+        impl Reached {
+            /// The numbers by name.
+            pub fn fields(&self) -> Vec<(&'static str, u64)> {
+                vec![$((stringify!($field), self.$field)),*]
+            }
+
+            /// Takes another run in.
+            pub fn add(&mut self, other: &Reached) {
+                $(self.$field += other.$field;)*
+            }
+        }
+    };
+}
+
+counters! {
+    /// What clients were asked to do.
+    operations
+    /// Faults inflicted.
+    faults
+    /// Turns of roles.
+    turns
+    /// Bytes that went over the network.
+    bytes
+    /// Links of sessions that were lost.
+    link_losses
+    /// Connections of clients that were lost.
+    client_losses
+    /// Data nodes that crashed.
+    node_restarts
+    /// Sessions that crashed.
+    session_restarts
+    /// Session incarnations that ended because they were refused.
+    incarnations_refused
+    /// Connections that one end learnt the end of before the other.
+    half_open
+    /// Pieces that stood still before a partition.
+    stalls
+    /// Connects to hosts that were down.
+    connects_refused
+    /// Hosts that stood still for a while.
+    pauses
+    /// Clocks that jumped.
+    clock_jumps
+    /// Processes of the control plane that crashed.
+    meta_restarts
+    /// Times the store of the slot table did not answer, was slow or was set back.
+    store_troubles
+    /// Data nodes that an operator emptied.
+    drains
+    /// Connections that clients gave up.
+    client_drops
+    /// Storms of drops that sessions saw.
+    storms
+    /// Clients that sessions closed because they were silent.
+    clients_timed_out
+    /// Clients that sessions found slow.
+    slow_clients
+    /// Resumes of clients that lacked nothing.
+    resumes_current
+    /// Resumes by a diff.
+    resumes_diff
+    /// Resumes by a snapshot.
+    resumes_snapshot
+    /// Diffs that did not follow what a session had.
+    gaps
+    /// Diffs that were older than what a session had.
+    older_diffs
+    /// Readers that fell behind.
+    readers_behind
+    /// Sends that the socket took a part of.
+    short_sends
+    /// Sends that it took nothing of.
+    busy_sends
+    /// Leases of sessions that ended.
+    leases_ended
+    /// Registrations that went because their clients had left.
+    departures
+    /// Registrations that another session took over.
+    moves
+    /// Data ids repaired after digests differed.
+    repairs
+    /// Registrations removed because their session does not hold them.
+    repaired_removals
+    /// Registrations kept by subscribers because absence is not removal.
+    retained
+    /// Tombstones dropped.
+    tombstones_dropped
+    /// Removals that clients got acknowledged.
+    removals_acknowledged
+    /// Frames that clients refused.
+    refused_frames
+    /// Updates that clients got.
+    updates
+    /// Removed registrations that came back for a while with a session that had not heard of the removal.
+    stale_replays
+    /// Older contents that came back for a while in the same way.
+    stale_contents
+    /// Registrations that went with a session that was not their owner any more, as who asked had not heard.
+    unheard_moves
+}
