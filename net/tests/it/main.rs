@@ -20,6 +20,9 @@ mod tiny_session;
 mod durable;
 
 mod meta;
+
+mod moves;
+
 mod operations;
 
 mod sim;
