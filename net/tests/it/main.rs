@@ -23,6 +23,8 @@ mod meta;
 
 mod moves;
 
+mod failover;
+
 mod operations;
 
 mod sim;
