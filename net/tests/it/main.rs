@@ -20,6 +20,11 @@ mod tiny_session;
 mod durable;
 
 mod meta;
+
+mod moves;
+
+mod failover;
+
 mod operations;
 
 mod local;
