@@ -92,7 +92,7 @@ impl Ctl {
     pub fn run(&self) -> anyhow::Result<String> {
         match &self.command {
             Command::Memory => self.tell(&self.ask("GET", MEMORY, None)?, memory),
-            Command::Status => self.tell(&self.ask("GET", "/status", None)?, cluster::status),
+            Command::Status => self.tell(&cluster::ask(&self.target())?, cluster::status),
             Command::Drain(drain) => cluster::drain(&self.target(), drain),
             Command::StopPush(sessions) => self.push(sessions, "stop"),
             Command::ResumePush(sessions) => self.push(sessions, "resume"),
@@ -178,8 +178,18 @@ struct Target(String);
 
 impl Target {
     fn ask(&self, method: &str, path: &str, body: Option<&str>) -> anyhow::Result<String> {
+        self.ask_within(TIMEOUT, method, path, body)
+    }
+
+    fn ask_within(
+        &self,
+        timeout: Duration,
+        method: &str,
+        path: &str,
+        body: Option<&str>,
+    ) -> anyhow::Result<String> {
         let config = ureq::Agent::config_builder()
-            .timeout_global(Some(TIMEOUT))
+            .timeout_global(Some(timeout))
             .http_status_as_error(false)
             .proxy(None)
             .build();

@@ -94,7 +94,7 @@ impl Shard {
 
     /// A session is complete here now, or is known to be gone: answers from now on carry a larger revision than those that
     /// were given before, so that what they lack can be told as a change.
-    fn advance_all(&mut self) {
+    pub(super) fn advance_all(&mut self) {
         self.seal_all();
         if self.cluster.is_some() {
             let led: Vec<SlotId> = self.slots.iter_led().map(Slot::id).collect();

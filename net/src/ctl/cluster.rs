@@ -1,10 +1,14 @@
 //! The cluster as its control plane sees it: `status` and `drain`.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, bail};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
+use serde::{Deserialize, Serialize};
 
 use crate::{
     ctl::{Target, bytes, right, table},
@@ -16,6 +20,9 @@ use crate::{
 
 /// Time between two looks at a drain.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// Data nodes asked at the same time, and how long each may take.
+const ASKED_AT_ONCE: usize = 32;
+const NODE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Looks in a row that may fail: another process of the control plane may be taking over.
 const FAILURES_MAX: u32 = 25;
 
@@ -35,8 +42,67 @@ pub(super) struct Drain {
     no_wait: bool,
 }
 
+/// The cluster as the control plane shows it, and how far followers are behind as their leaders tell it.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Status {
+    #[serde(flatten)]
+    view: MetaView,
+    /// By node; those that do not answer are not here.
+    replication: BTreeMap<String, Replication>,
+}
+
+/// What a data node tells of the followers of the slots that it leads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+struct Replication {
+    /// Batches that the follower furthest behind lacks of one slot.
+    lag_revisions: u64,
+    /// Milliseconds since the oldest batch that any follower lacks.
+    lag_ms: u64,
+    /// Followers that do not count as in sync, summed over the slots.
+    out_of_sync: u64,
+}
+
+impl Replication {
+    fn read(metrics: &str) -> Self {
+        let values = |name: &str| -> Vec<u64> {
+            let lines = metrics.lines().filter_map(|line| line.strip_prefix(name));
+            let lines = lines.filter(|rest| rest.starts_with(['{', ' ']));
+            lines.filter_map(|rest| Some(rest.rsplit(' ').next()?.parse::<f64>().ok()? as u64)).collect()
+        };
+        Self {
+            lag_revisions: values("slotcast_data_replica_lag_revisions").into_iter().max().unwrap_or(0),
+            lag_ms: values("slotcast_data_replica_lag_milliseconds").into_iter().max().unwrap_or(0),
+            out_of_sync: values("slotcast_data_replicas_out_of_sync").iter().sum(),
+        }
+    }
+}
+
+/// Asks the control plane, and then the data nodes that it names. The answer is JSON.
+pub(super) fn ask(target: &Target) -> anyhow::Result<String> {
+    let view = view(target)?;
+    let reached = |node: &&NodeStatus| node.http != 0 && node.lease_ms.is_some();
+    let nodes: Vec<&NodeStatus> = view.status.nodes.iter().filter(reached).collect();
+    let mut replication = BTreeMap::new();
+    for some in nodes.chunks(ASKED_AT_ONCE) {
+        let told = std::thread::scope(|scope| {
+            let asked: Vec<_> = some.iter().map(|node| scope.spawn(|| replication_of(node))).collect();
+            asked.into_iter().map(|thread| thread.join().ok().flatten()).collect::<Vec<_>>()
+        });
+        let named = some.iter().zip(told);
+        replication.extend(named.filter_map(|(node, told)| Some((node.id.clone(), told?))));
+    }
+    Ok(serde_json::to_string(&Status { view, replication })?)
+}
+
+fn replication_of(node: &NodeStatus) -> Option<Replication> {
+    let ip = node.addr.parse::<std::net::SocketAddr>().ok()?.ip();
+    let target = Target(std::net::SocketAddr::new(ip, node.http).to_string());
+    let metrics = target.ask_within(NODE_TIMEOUT, "GET", "/metrics", None).ok()?;
+    Some(Replication::read(&metrics))
+}
+
 /// The whole as tables.
-pub(super) fn status(view: &MetaView) -> String {
+pub(super) fn status(Status { view, replication }: &Status) -> String {
     let it = &view.status;
     let mut text = format!("cluster {}: {}\n\n", it.cluster, phase(view));
     let mut rows = table(&[
@@ -52,6 +118,7 @@ pub(super) fn status(view: &MetaView) -> String {
         "publishers",
         "memory",
         "cpu",
+        "followers' lag",
     ]);
     for node in &it.nodes {
         rows.add_row([
@@ -67,9 +134,13 @@ pub(super) fn status(view: &MetaView) -> String {
             node.publishers.to_string(),
             bytes(node.bytes as usize),
             format!("{:.1} %", f64::from(node.cpu_permille) / 10.0),
+            match replication.get(&node.id) {
+                Some(it) => format!("{} batches, {} ms", it.lag_revisions, it.lag_ms),
+                None => "not told".into(),
+            },
         ]);
     }
-    right(&mut rows, 6..12);
+    right(&mut rows, 6..13);
     text += &format!("{rows}\n\n");
     let mut rows = table(&["cluster", ""]);
     let mut row = |name: &str, value: String| _ = rows.add_row([name.to_owned(), value]);
@@ -195,6 +266,18 @@ fn encoded(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_largest_lag_of_all_shards_is_told() {
+        let name = "slotcast_data_replica";
+        let metrics = format!(
+            "# HELP {name}_lag_revisions x\n{name}_lag_revisions{{shard=\"0\"}} 3\n{name}_lag_revisions{{shard=\"1\"}} 17\n\
+             {name}_lag_milliseconds{{shard=\"0\"}} 250\n{name}s_out_of_sync{{shard=\"0\"}} 2\n{name}s_out_of_sync{{shard=\"1\"}} 5\n"
+        );
+        let told = Replication::read(&metrics);
+        assert_eq!(told, Replication { lag_revisions: 17, lag_ms: 250, out_of_sync: 7 });
+        assert_eq!(Replication::read(""), Replication { lag_revisions: 0, lag_ms: 0, out_of_sync: 0 });
+    }
 
     #[test]
     fn a_name_is_written_so_that_no_byte_of_it_means_something_in_a_query() {

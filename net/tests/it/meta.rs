@@ -401,3 +401,55 @@ fn the_next_process_takes_over_when_the_first_ends_and_etcd_gone_stops_only_chan
     assert_eq!(nodes[0].link.table().slots, table.slots);
     second.server.stop().unwrap();
 }
+
+/// `slotcast ctl` with the followers going on meanwhile: whether it succeeded, what it printed, what it complained about.
+fn ctl(meta: &MetaProcess, followers: &mut [Follower], words: &[&str]) -> (bool, String, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_slotcast"));
+    command.args(["ctl", "--target", &meta.admin.addr.to_string()]).args(words);
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let child = std::cell::RefCell::new(child);
+    until(followers, "the end of ctl", |_| child.borrow_mut().try_wait().unwrap().is_some());
+    let output = child.into_inner().wait_with_output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (output.status.success(), text(output.stdout), text(output.stderr))
+}
+
+#[test]
+fn operators_see_the_cluster_and_empty_a_node() {
+    let meta = start(&["meta.store=none".to_string()]).unwrap();
+    let mut nodes: Vec<_> =
+        ["a", "b", "c"].map(|id| Follower::node(id, vec![meta.server.addr])).into_iter().collect();
+    until(&mut nodes, "a table", settled(2));
+    let (good, table, _) = ctl(&meta, &mut nodes, &["status"]);
+    assert!(good && table.contains("this process of the control plane leads"), "{table}");
+    for words in ["| b ", "0000000000000001", "alive", "largest leader epoch", "not told"] {
+        assert!(table.contains(words), "{words} is not in {table}");
+    }
+    let (_, text, _) = ctl(&meta, &mut nodes, &["--json", "status"]);
+    let told: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let sum = |key: &str| -> u64 {
+        told["nodes"].as_array().unwrap().iter().filter_map(|node| node[key].as_u64()).sum()
+    };
+    assert_eq!((sum("leads"), sum("holds"), sum("in_sync")), (64, 128, 128), "{told}");
+
+    let (good, _, error) = ctl(&meta, &mut nodes, &["drain", "nobody"]);
+    assert!(!good && error.contains("no node \"nobody\""), "{error}");
+    let (good, said, progress) = ctl(&meta, &mut nodes, &["drain", "b"]);
+    assert!(good && said.starts_with("b is empty after"), "{said} {progress}");
+    assert!(progress.contains("b leads "), "{progress}");
+    let (_, table, _) = ctl(&meta, &mut nodes, &["status"]);
+    assert!(table.contains("drained"), "{table}");
+    // There is nowhere to go for what the last two hold.
+    assert!(ctl(&meta, &mut nodes, &["drain", "a", "--no-wait"]).0);
+    let (good, _, error) = ctl(&meta, &mut nodes, &["drain", "c", "--timeout", "1ms"]);
+    assert!(!good && error.contains("the order stands") && error.contains("--undo"), "{error}");
+    for node in ["a", "b", "c"] {
+        let (good, said, _) = ctl(&meta, &mut nodes, &["drain", node, "--undo"]);
+        assert!(good && said.contains("is used again"), "{said}");
+    }
+    until(&mut nodes, "a table with all", |nodes| {
+        let table = nodes[0].link.table();
+        settled(2)(nodes) && table.nodes.values().all(|node| !node.draining)
+    });
+    meta.server.stop().unwrap();
+}
