@@ -75,7 +75,7 @@ fn a_pause_soon_after_the_start_does_not_make_a_leader_settled() {
     node.tick_after(100 * MILLI);
     let settled = |node: &mut Node| {
         let digest = Default::default();
-        node.shard.handle_heartbeat(ReaderId(1), 0, digest, node.now).unwrap().settled
+        node.shard.handle_heartbeat(ReaderId(1), 0, digest, 0, node.now).unwrap().settled
     };
     // What it hears first after the pause comes before the tick.
     node.now = node.now.after(2 * LEASE);

@@ -9,8 +9,8 @@ use std::{
 const CRATES: [&str; 4] = ["engine", "net", "loadgen", "bench"];
 const ROLES: [&str; 4] = ["data", "meta", "session", "client"];
 const LINES_MAX: usize = 900;
-/// The only place of `net` that reads a clock.
-const CLOCK_ROOMS: [&str; 1] = ["net/src/io/"];
+/// The only places of `net` that read a clock: where the loops are, and what an operator runs and waits for.
+const CLOCK_ROOMS: [&str; 3] = ["net/src/io/", "net/src/ctl/", "net/src/local.rs"];
 
 /// One Rust file: its path from the repository's root, its text, and its code without comments and literals.
 struct Source {
