@@ -2,7 +2,7 @@
 //! the command line.
 
 use std::{
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -14,7 +14,7 @@ use slotcast_engine::{
     compact::CompactionSettings,
     id::{SessionId, SlotId, check_name},
     journal::JournalConfig,
-    limits::{SLOTS_DEFAULT, SLOTS_MAX},
+    limits::{SLOTS_DEFAULT, SLOTS_MAX, ZONE_BYTES_MAX},
     shard::ShardConfig,
     snapshot::STEP_BYTES,
     storage::StorageConfig,
@@ -24,7 +24,7 @@ use crate::{
     data::{
         compaction::{CompactionOptions, Window},
         node::NodeLimits,
-        server::DataOptions,
+        server::{ClusterOptions, DataOptions},
         storage::{StorageKind, StorageOptions},
     },
     meta::{
@@ -33,7 +33,7 @@ use crate::{
         server::{MetaOptions, MetaStoreKind},
     },
     session::{SessionConfig, config::Routes, server::SessionOptions},
-    wire::slot_table::CLUSTER_BYTES_MAX,
+    wire::slot_table::{CLUSTER_BYTES_MAX, NODE_ID_BYTES_MAX, SHARDS_MAX},
 };
 
 /// Everything a process of any role may be told.
@@ -73,8 +73,16 @@ pub struct NodeEntry {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DataSection {
-    /// Which of `nodes` this process is.
+    /// Name of the node, the same over its starts: which of `nodes` this process is or, in a cluster, who it is among all.
     pub id: String,
+    /// In a cluster: where it stands. Replicas of a slot are spread over zones. May be empty.
+    pub zone: String,
+    /// In a cluster: port of its first shard; the others follow.
+    pub listen: SocketAddr,
+    /// In a cluster: its shards, each on a core of its own.
+    pub shards: u32,
+    /// In a cluster: the address that others reach it at; that of `listen` if absent.
+    pub advertise: Option<IpAddr>,
     /// Address of `/metrics`, `/healthz`, `/readyz`.
     pub http: SocketAddr,
     /// How long a session may be silent before its publishers go.
@@ -201,6 +209,9 @@ pub struct SessionSection {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct MetaSection {
+    /// The control plane as data nodes and sessions find it: where each of its processes listens. They follow its slot table
+    /// then, and `nodes` means nothing. Empty: there is none, and `nodes` is the table.
+    pub peers: Vec<SocketAddr>,
     /// The port of data nodes and sessions.
     pub listen: SocketAddr,
     /// Address of `/metrics`, `/healthz`, `/readyz`, `/status` and `/drain`.
@@ -281,6 +292,10 @@ impl Default for DataSection {
         let compaction = CompactionSettings::default();
         Self {
             id: "data-1".into(),
+            zone: String::new(),
+            listen: loopback(7620),
+            shards: 1,
+            advertise: None,
             http: loopback(7629),
             session_lease: Duration::from_secs(30),
             settle: Duration::from_millis(500),
@@ -318,6 +333,7 @@ impl Default for MetaSection {
         let core = MetaConfig::new("slotcast", SLOTS_DEFAULT);
         let nanos = Duration::from_nanos;
         Self {
+            peers: Vec::new(),
             listen: loopback(7610),
             http: loopback(7619),
             name: String::new(),
@@ -378,6 +394,11 @@ impl SessionSection {
 }
 
 impl Config {
+    /// Whether data nodes and sessions follow the slot table of a control plane.
+    pub fn is_clustered(&self) -> bool {
+        !self.meta.peers.is_empty()
+    }
+
     /// Reads a file, if one is given, lays `settings` (`section.key=value`) over it, and checks the whole.
     pub fn load(path: Option<&Path>, settings: &[String]) -> anyhow::Result<Self> {
         let mut table = match path {
@@ -478,7 +499,40 @@ impl Config {
             meta.listen != meta.http || meta.listen.port() == 0,
             "meta.listen and meta.http are the same"
         );
-        self.routes().map(|_| ())
+        if self.is_clustered() { self.cluster_options().map(|_| ()) } else { self.routes().map(|_| ()) }
+    }
+
+    /// Who this process is among the data nodes of a cluster.
+    fn cluster_options(&self) -> anyhow::Result<ClusterOptions> {
+        let data = &self.data;
+        check_name("data.id", &data.id, NODE_ID_BYTES_MAX)?;
+        if !data.zone.is_empty() {
+            check_name("data.zone", &data.zone, ZONE_BYTES_MAX)?;
+        }
+        ensure!(
+            (1..=SHARDS_MAX as u32).contains(&data.shards),
+            "data.shards has to be from 1 to {SHARDS_MAX}"
+        );
+        let last = u32::from(data.listen.port()) + data.shards - 1;
+        ensure!(
+            data.listen.port() == 0 || last <= u32::from(u16::MAX),
+            "data.listen = {}: shard {} has no port",
+            data.listen,
+            data.shards - 1
+        );
+        let ip = data.advertise.unwrap_or(data.listen.ip());
+        ensure!(
+            !ip.is_unspecified(),
+            "data.advertise is needed: others cannot reach the node at {ip}, where data.listen says that it listens"
+        );
+        Ok(ClusterOptions {
+            cluster: self.cluster.clone(),
+            peers: self.meta.peers.clone(),
+            id: data.id.clone(),
+            zone: data.zone.clone(),
+            ip,
+            http: data.http.port(),
+        })
     }
 
     /// The options of this process as one of the control plane.
@@ -564,16 +618,20 @@ impl Config {
     /// The options of this process as a data node.
     pub fn data_options(&self) -> anyhow::Result<DataOptions> {
         let data = &self.data;
-        let node = self
-            .nodes
-            .iter()
-            .find(|node| node.id == data.id)
-            .with_context(|| format!("data.id = {:?} is not among the nodes", data.id))?;
+        let cluster = if self.is_clustered() { Some(self.cluster_options()?) } else { None };
+        let (listen, shards, slots) = match &cluster {
+            Some(_) => (data.listen, data.shards, 0..=(self.slot_count - 1) as u16),
+            None => {
+                let node = self.nodes.iter().find(|node| node.id == data.id);
+                let node = node.with_context(|| format!("data.id = {:?} is not among the nodes", data.id))?;
+                (node.addr, node.shards, node.slots[0]..=node.slots[1])
+            }
+        };
         let shard = ShardConfig {
             slot_count: self.slot_count,
-            slots: node.slots[0]..=node.slots[1],
+            slots,
             shard: 0,
-            shards: node.shards,
+            shards,
             epoch: 1,
             seed: 0,
             session_lease: data.session_lease.as_nanos() as u64,
@@ -588,10 +646,10 @@ impl Config {
             ..NodeLimits::default()
         };
         let reserve_publishers = data.reserve_publishers;
-        let (listen, first_cpu) = (node.addr, data.cpu);
+        let first_cpu = data.cpu;
         let storage = (data.storage != StorageKind::None).then(|| self.storage_options());
         let compaction = self.compaction_options();
-        Ok(DataOptions { listen, shard, limits, reserve_publishers, first_cpu, compaction, storage })
+        Ok(DataOptions { listen, shard, limits, reserve_publishers, first_cpu, compaction, storage, cluster })
     }
 
     fn compaction_options(&self) -> CompactionOptions {

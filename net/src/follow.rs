@@ -191,6 +191,11 @@ impl MetaLink {
         now < self.lease_end
     }
 
+    /// Until when the control plane counts this node as alive for certain; zero: it has not said so yet.
+    pub fn lease_end(&self) -> Nanos {
+        self.lease_end
+    }
+
     /// Whether the last heartbeat was answered.
     pub fn is_connected(&self) -> bool {
         self.state == LinkState::Connected && self.failures == 0

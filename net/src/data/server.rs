@@ -1,6 +1,6 @@
 //! Runs a data node: one thread, one port and one shard per core.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use anyhow::Context;
 use prometheus_client::registry::Registry;
@@ -41,6 +41,25 @@ pub struct DataOptions {
     pub compaction: CompactionOptions,
     /// Where slots are kept, if anywhere.
     pub storage: Option<StorageOptions>,
+    /// The cluster that it is a member of, if any; otherwise it leads the slots that `shard` names.
+    pub cluster: Option<ClusterOptions>,
+}
+
+/// Who a data node is in a cluster.
+#[derive(Debug, Clone)]
+pub struct ClusterOptions {
+    /// Name of the cluster.
+    pub cluster: String,
+    /// Where the processes of the control plane listen.
+    pub peers: Vec<SocketAddr>,
+    /// Name of the node, the same over its starts.
+    pub id: String,
+    /// Where it stands; may be empty.
+    pub zone: String,
+    /// The address that others reach it at.
+    pub ip: IpAddr,
+    /// The port of its HTTP side; 0: none that is known beforehand.
+    pub http: u16,
 }
 
 /// A running data node.

@@ -8,6 +8,8 @@ pub mod disk;
 
 pub mod role;
 
+pub mod dial;
+
 pub mod mailbox;
 
 pub mod pump;

@@ -29,7 +29,7 @@ const _: () = {
 /// The type byte of a frame.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[repr(u8)]
-#[expect(missing_docs, reason = "each is described at its Message or MetaMessage")]
+#[expect(missing_docs, reason = "each is described at its Message, ReplicaMessage or MetaMessage")]
 pub enum Kind {
     Hello = 1,
     Welcome = 2,
@@ -50,6 +50,14 @@ pub enum Kind {
     DigestRequest = 24,
     DatumDigests = 25,
     Holds = 26,
+    ReplicaHello = 30,
+    ReplicaWelcome = 31,
+    Follow = 32,
+    Unfollow = 33,
+    ReplicaRefused = 34,
+    ReplicaBatch = 35,
+    ReplicaPart = 36,
+    ReplicaAck = 37,
     MetaHello = 50,
     NodeHeartbeat = 51,
     NodeHeartbeatAck = 52,
@@ -59,7 +67,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    const ALL: [Kind; 25] = [
+    const ALL: [Kind; 33] = [
         Kind::Hello,
         Kind::Welcome,
         Kind::Error,
@@ -79,6 +87,14 @@ impl Kind {
         Kind::DigestRequest,
         Kind::DatumDigests,
         Kind::Holds,
+        Kind::ReplicaHello,
+        Kind::ReplicaWelcome,
+        Kind::Follow,
+        Kind::Unfollow,
+        Kind::ReplicaRefused,
+        Kind::ReplicaBatch,
+        Kind::ReplicaPart,
+        Kind::ReplicaAck,
         Kind::MetaHello,
         Kind::NodeHeartbeat,
         Kind::NodeHeartbeatAck,
@@ -86,6 +102,11 @@ impl Kind {
         Kind::TableWatch,
         Kind::TableOffer,
     ];
+
+    /// Whether it is of replica links alone.
+    pub fn is_of_replicas(self) -> bool {
+        (Kind::ReplicaHello as u8..=Kind::ReplicaAck as u8).contains(&(self as u8))
+    }
 
     fn from_byte(byte: u8) -> Option<Kind> {
         Self::ALL.into_iter().find(|kind| *kind as u8 == byte)

@@ -47,11 +47,13 @@ pub enum ErrorCode {
     NotLeading = 20,
     /// Another process with this node id, or with this address, is alive.
     DuplicateNode = 21,
+    /// A follower is refused: it says what cannot be, or comes before the table that names it.
+    ReplicaRefused = 22,
 }
 
 impl ErrorCode {
     /// All codes.
-    pub const ALL: [ErrorCode; 14] = [
+    pub const ALL: [ErrorCode; 15] = [
         ErrorCode::ProtocolVersion,
         ErrorCode::Frame,
         ErrorCode::Unexpected,
@@ -66,6 +68,7 @@ impl ErrorCode {
         ErrorCode::AcceptRate,
         ErrorCode::NotLeading,
         ErrorCode::DuplicateNode,
+        ErrorCode::ReplicaRefused,
     ];
 
     /// The code behind a number.
@@ -90,6 +93,7 @@ impl ErrorCode {
             ErrorCode::AcceptRate => "accept_rate",
             ErrorCode::NotLeading => "not_leading",
             ErrorCode::DuplicateNode => "duplicate_node",
+            ErrorCode::ReplicaRefused => "replica_refused",
         }
     }
 }
@@ -276,6 +280,8 @@ pub(super) enum BodyError {
     Text,
     #[error("it belongs on connections of the control plane, or names what is not known there")]
     OfMeta,
+    #[error("it belongs on links between data nodes, or names what is not known there")]
+    OfReplica,
 }
 
 impl<'a> Message<'a> {
@@ -366,6 +372,14 @@ impl<'a> Message<'a> {
                 body.skip(4)?;
                 Message::Holds { datum, registers: body.u64s(count)?.map(RegisterId).collect() }
             }
+            Kind::ReplicaHello
+            | Kind::ReplicaWelcome
+            | Kind::Follow
+            | Kind::Unfollow
+            | Kind::ReplicaRefused
+            | Kind::ReplicaBatch
+            | Kind::ReplicaPart
+            | Kind::ReplicaAck => return Err(BodyError::OfReplica),
             Kind::MetaHello
             | Kind::NodeHeartbeat
             | Kind::NodeHeartbeatAck

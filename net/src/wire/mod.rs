@@ -12,6 +12,8 @@ pub mod slot_table;
 
 pub mod meta;
 
+pub mod replica;
+
 pub use codec::{Decoder, Frame};
 pub use header::{FrameError, Kind};
 pub use message::{ErrorCode, Message};
