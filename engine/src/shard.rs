@@ -10,7 +10,6 @@ use crate::{
     batch::{ChangeKind, Entry, entries},
     change_log::ChangeLogLimits,
     diff::{self, Answer},
-    digest::Digest,
     error::Refusal,
     faults::{Fault, Faults},
     id::{DataId, DatumKey, Nanos, ReaderId, RegisterId, Revision, SessionId, SlotId},
@@ -32,6 +31,8 @@ mod durable;
 
 mod following;
 
+mod heartbeat;
+
 mod insight;
 
 mod repair;
@@ -44,6 +45,7 @@ use compaction::Compactor;
 pub use compaction::{CompactionState, CompactionStatus, OldestReader};
 use durable::DurableAcks;
 pub use following::FollowStats;
+pub use heartbeat::HeartbeatAnswer;
 use insight::{Insight, note_reads};
 pub use insight::{TopAnswer, TopKind, TopScan};
 pub use replicas::{PART_BYTES, Part, ReplicaLag, ReplicaSend, ReplicaStats};
@@ -111,25 +113,6 @@ pub enum LinkError {
     /// A write frame that cannot be read.
     #[error("write frame: {0}")]
     Malformed(#[from] crate::batch::BatchError),
-}
-
-/// The heartbeat of a session as the shard sees it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HeartbeatAnswer {
-    /// What the session should confirm in its next heartbeat.
-    pub mark: u64,
-    /// Sessions whose registrations here are known to be complete, and for each how often this shard had become a leader of
-    /// further slots by then.
-    pub confirmed: Vec<(SessionId, u64)>,
-    /// Slots that became this shard's less than a session's lease ago, each with the turn in which it did: of these only
-    /// sessions that were confirmed in that turn or later are complete.
-    pub unsettled: Vec<(SlotId, u64)>,
-    /// Every session that has not confirmed by now has lost its lease.
-    pub settled: bool,
-    /// The session does not know the slots that this shard leads, or knows others: nothing was compared.
-    pub stale: bool,
-    /// Where the session's registrations differ: this shard's digest of them per slot.
-    pub differs: Option<Vec<(SlotId, Digest)>>,
 }
 
 #[derive(Default)]
@@ -533,54 +516,6 @@ impl Shard {
         }
     }
 
-    /// A session's heartbeat: it confirms `mark` and tells the digest of everything it holds on this shard. `routes` is the
-    /// sum of [`crate::id::route`] over the slots that it takes this shard for the leader of; 0 with a static configuration.
-    pub fn handle_heartbeat(
-        &mut self,
-        reader: ReaderId,
-        mark: u64,
-        digest: Digest,
-        routes: u64,
-        now: Nanos,
-    ) -> Result<HeartbeatAnswer, LinkError> {
-        self.now = now;
-        let session = self.session_of(reader)?;
-        self.leases.renew(session, now)?;
-        let per_slot: Vec<(SlotId, Digest)> = self
-            .slots
-            .iter_led()
-            .map(|slot| (slot.id(), slot.session_digest(session)))
-            .filter(|(_, digest)| !digest.is_empty())
-            .collect();
-        let mine = per_slot.iter().fold(Digest::default(), |sum, (_, digest)| Digest {
-            sum: sum.sum.wrapping_add(digest.sum),
-            count: sum.count + digest.count,
-        });
-        let same = mine == digest;
-        if same {
-            if self.cluster.is_some() {
-                self.confirm_turns(session);
-            } else if !self.confirmed_marks.contains_key(&session) {
-                self.advance_all();
-            }
-            let confirmed = self.confirmed_marks.entry(session).or_insert(0);
-            *confirmed = (*confirmed).max(mark);
-        }
-        let settled = self.opened_at.is_some_and(|at| now.since(at) > self.config.session_lease);
-        if settled && !self.settled {
-            self.settled = true;
-            self.advance_all();
-        }
-        Ok(HeartbeatAnswer {
-            mark: self.mark,
-            confirmed: self.confirmed_marks.keys().map(|session| (*session, 0)).collect(),
-            unsettled: Vec::new(),
-            settled: self.settled,
-            stale: routes != 0,
-            differs: (!same).then_some(per_slot),
-        })
-    }
-
     /// Time passes: leases end, tombstones that everybody has confirmed go, compaction walks on. What has arrived is to be
     /// handled before.
     pub fn tick(&mut self, now: Nanos) {
@@ -811,18 +746,6 @@ impl Shard {
             storage.raise_epoch(epoch);
         }
         self.slots.iter_mut().for_each(|slot| slot.reopen(epoch));
-    }
-
-    /// A session is complete here now, or is known to be gone: answers from now on carry a larger revision than those that
-    /// were given before, so that what they lack can be told as a change.
-    fn advance_all(&mut self) {
-        self.seal_all();
-        if self.cluster.is_some() {
-            let led: Vec<SlotId> = self.slots.iter_led().map(Slot::id).collect();
-            led.into_iter().for_each(|slot| self.advance_slot(slot));
-        } else {
-            self.slots.iter_mut().for_each(Slot::advance);
-        }
     }
 
     fn seal_all(&mut self) {

@@ -166,6 +166,16 @@ impl Cluster {
         self.routes = self.routes.wrapping_sub(route(before)).wrapping_add(route(after));
     }
 
+    /// See [`Shard::turns`].
+    pub(super) fn turns(&self) -> Turns {
+        let confirmed = self.confirmed.iter().map(|(session, turn)| (*session, *turn)).collect();
+        let unsettled = self.unsettled.iter().copied();
+        let mut unsettled: Vec<(SlotId, u64)> =
+            unsettled.filter(|(slot, turn)| self.is_unsettled(*slot, *turn)).collect();
+        unsettled.sort_unstable();
+        Turns { confirmed, unsettled }
+    }
+
     /// Whether the promotion that a slot was led by in `turn` is still the one, and less than a lease ago.
     fn is_unsettled(&self, slot: SlotId, turn: u64) -> bool {
         self.led.get(&slot).is_some_and(|promotion| promotion.turn == turn)
@@ -491,15 +501,11 @@ impl Shard {
         }
     }
 
-    /// What the sessions have confirmed, and what they still have to.
-    pub fn turns(&self) -> Turns {
-        let Some(cluster) = &self.cluster else { return Turns::default() };
-        let confirmed = cluster.confirmed.iter().map(|(session, turn)| (*session, *turn)).collect();
-        let unsettled = cluster.unsettled.iter().copied();
-        let mut unsettled: Vec<(SlotId, u64)> =
-            unsettled.filter(|(slot, turn)| cluster.is_unsettled(*slot, *turn)).collect();
-        unsettled.sort_unstable();
-        Turns { confirmed, unsettled }
+    /// A heartbeat came with other routes.
+    pub(super) fn count_stale(&mut self) {
+        if let Some(cluster) = &mut self.cluster {
+            cluster.stats.stale_heartbeats += 1;
+        }
     }
 
     /// Moves a slot that answers readers to a larger revision, without a change.

@@ -294,9 +294,10 @@ impl Node {
 
     /// A heartbeat with a true digest; returns the mark to confirm in the next one.
     pub(crate) fn heartbeat(&mut self, session: u64, mark: u64) -> u64 {
-        let digest = self
-            .shard
+        let (routes, shard) = (self.shard.routes(), &self.shard);
+        let digest = shard
             .slots()
+            .filter(|slot| shard.state(slot.id()).is_led())
             .map(|slot| slot.session_digest(SessionId(session)))
             .reduce(|a, b| slotcast_engine::digest::Digest {
                 sum: a.sum.wrapping_add(b.sum),
@@ -305,7 +306,7 @@ impl Node {
             .unwrap_or_default();
         let answer = self
             .shard
-            .handle_heartbeat(ReaderId(session as u32), mark, digest, 0, self.now)
+            .handle_heartbeat(ReaderId(session as u32), mark, digest, routes, self.now)
             .expect("a living session");
         assert_eq!(answer.differs, None);
         answer.mark

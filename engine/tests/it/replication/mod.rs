@@ -2,6 +2,7 @@
 
 mod copies;
 mod states;
+mod turns;
 
 use std::collections::{BTreeMap, VecDeque};
 

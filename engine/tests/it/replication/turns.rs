@@ -1,0 +1,217 @@
+//! When a new leader answers readers, and whose absence from its lists says something.
+
+use slotcast_engine::{
+    digest::Digest,
+    id::{DataId, ReaderId, ReplicaId, Revision, SessionId, SlotId, route},
+    shard::{HeartbeatAnswer, ShardConfig},
+    slot_state::SlotState,
+};
+
+use super::{catch_up, held};
+use crate::support::{Frame, Held, LEASE, MILLI, Node, Seen, config, data_id, version};
+
+const SLOT: SlotId = SlotId(0);
+const SETTLE: u64 = 500 * MILLI;
+const REPLICA: ReplicaId = ReplicaId(1);
+
+fn node() -> Node {
+    Node::clustered(ShardConfig { settle: SETTLE, ..config(1) })
+}
+
+/// A leader that answers, with sessions 1 and 2, and a follower in step that both of them have a link to, too.
+fn pair(id: &DataId) -> (Node, Node) {
+    let (mut leader, mut follower) = (node(), node());
+    leader.shard.lead(SLOT, 1, leader.now).expect("nothing is known of it");
+    for session in 1..=2 {
+        leader.open(session);
+        follower.open(session);
+        let frame = Frame::of(session).name(id).put(id, session, version(1, 1), session, b"a");
+        leader.write_ok(session, &frame);
+    }
+    leader.tick_after(SETTLE);
+    leader.turn();
+    assert_eq!(leader.shard.state(SLOT), SlotState::Accept);
+    follower.now = leader.now;
+    follower.shard.follow(SLOT, 1, follower.now).expect("nothing is known of it");
+    catch_up(&mut leader.shard, &mut follower.shard, (REPLICA, SLOT), leader.now);
+    (leader, follower)
+}
+
+fn beat(node: &mut Node, session: u64, routes: u64) -> HeartbeatAnswer {
+    let digest = held(&node.shard, SLOT).session_digest(SessionId(session));
+    let reader = ReaderId(session as u32);
+    node.shard.handle_heartbeat(reader, 0, digest, routes, node.now).expect("a living session")
+}
+
+fn sorted(push: &Seen) -> Vec<u64> {
+    let (mut puts, removes) = push.registers();
+    assert!(removes.is_empty());
+    puts.sort_unstable();
+    puts
+}
+
+#[test]
+fn a_promoted_copy_answers_when_every_linked_session_has_confirmed() {
+    let id = data_id("checkout");
+    let (_, mut node) = pair(&id);
+    let routes = route(SLOT, 2);
+    assert!(beat(&mut node, 1, routes).stale, "it leads nothing yet");
+    node.shard.lead(SLOT, 2, node.now).expect("a larger epoch");
+    node.shard.handle_interest(ReaderId(1), &id, Revision::ZERO).expect("it is led");
+    let first = beat(&mut node, 1, routes);
+    assert!(!first.stale && first.differs.is_none());
+    assert_eq!((first.confirmed, first.unsettled), (vec![(SessionId(1), 1)], vec![(SLOT, 1)]));
+    let (_, pushes) = node.turn();
+    assert!(pushes.is_empty() && node.shard.state(SLOT) == SlotState::Migrating);
+    let late = node.shard.handle_heartbeat(ReaderId(2), 0, Digest::default(), routes, node.now);
+    assert!(late.expect("alive").differs.is_some(), "it does not hold what is here: nothing is confirmed");
+    node.turn();
+    assert_eq!(node.shard.state(SLOT), SlotState::Migrating);
+    beat(&mut node, 2, routes);
+    let (_, pushes) = node.turn();
+    assert_eq!(node.shard.state(SLOT), SlotState::Accept);
+    assert_eq!((pushes.len(), sorted(&pushes[0])), (1, vec![1, 2]));
+    let stats = node.shard.cluster_stats();
+    assert_eq!((stats.accepted_confirmed, stats.accepted_late, stats.stale_heartbeats), (1, 0, 1));
+}
+
+#[test]
+fn who_does_not_confirm_holds_it_up_no_longer_than_settle() {
+    let id = data_id("checkout");
+    for leaves in [false, true] {
+        let (_, mut node) = pair(&id);
+        node.shard.lead(SLOT, 2, node.now).expect("a larger epoch");
+        beat(&mut node, 1, route(SLOT, 2));
+        if leaves {
+            node.shard.handle_link_close(ReaderId(2));
+        } else {
+            node.tick_after(SETTLE - 10 * MILLI);
+            node.turn();
+            assert_eq!(node.shard.state(SLOT), SlotState::Migrating);
+            node.tick_after(10 * MILLI);
+        }
+        node.turn();
+        assert_eq!(node.shard.state(SLOT), SlotState::Accept);
+        assert_eq!(node.shard.cluster_stats().accepted_late, u64::from(!leaves));
+    }
+}
+
+#[test]
+fn other_routes_renew_the_lease_and_say_nothing() {
+    let id = data_id("checkout");
+    let (_, mut node) = pair(&id);
+    node.shard.lead(SLOT, 2, node.now).expect("a larger epoch");
+    for routes in [0, route(SLOT, 1), route(SLOT, 3)] {
+        let answer = beat(&mut node, 1, routes);
+        assert!(answer.stale && answer.differs.is_none() && answer.confirmed.is_empty());
+        let wrong = node.shard.handle_heartbeat(ReaderId(1), 0, Digest::default(), routes, node.now);
+        assert_eq!(wrong.expect("alive").differs, None, "nothing is compared");
+    }
+    let end = node.now.after(2 * LEASE);
+    while node.now < end {
+        node.tick_after(500 * MILLI);
+        [1, 2].into_iter().for_each(|session| _ = beat(&mut node, session, 0));
+        node.turn();
+    }
+    assert!(node.shard.is_alive(SessionId(1)) && node.registers(&id) == [1, 2]);
+}
+
+#[test]
+fn a_confirmation_after_the_first_answer_is_told_apart_from_it() {
+    let id = data_id("checkout");
+    let (_, mut node) = pair(&id);
+    node.shard.lead(SLOT, 2, node.now).expect("a larger epoch");
+    let routes = route(SLOT, 2);
+    beat(&mut node, 1, routes);
+    node.tick_after(SETTLE);
+    node.turn();
+    let before = node.subscribe(1, &id);
+    let answer = beat(&mut node, 2, routes);
+    assert_eq!(answer.confirmed, [(SessionId(1), 1), (SessionId(2), 1)]);
+    let revision = held(&node.shard, SLOT).revision();
+    assert!(revision > before.revision);
+    beat(&mut node, 2, routes);
+    assert_eq!(held(&node.shard, SLOT).revision(), revision, "once is enough");
+}
+
+#[test]
+fn a_slot_is_settled_a_lease_after_it_was_led_and_a_pause_does_not_count() {
+    let id = data_id("checkout");
+    let (_, mut node) = pair(&id);
+    node.shard.lead(SLOT, 2, node.now).expect("a larger epoch");
+    node.tick_after(MILLI);
+    // The process stands still for longer than a lease.
+    node.tick_after(10 * LEASE);
+    let routes = route(SLOT, 2);
+    assert_eq!(beat(&mut node, 1, routes).unsettled, [(SLOT, 1)]);
+    beat(&mut node, 2, routes);
+    let mut waited = 0;
+    while !beat(&mut node, 1, routes).unsettled.is_empty() {
+        node.tick_after(500 * MILLI);
+        waited += 500 * MILLI;
+        [1, 2].into_iter().for_each(|session| _ = beat(&mut node, session, routes));
+        node.turn();
+    }
+    assert!((LEASE..LEASE + 1000 * MILLI).contains(&waited), "{waited}");
+    node.shard.lead(SLOT, 7, node.now).expect("a larger epoch");
+    let answer = beat(&mut node, 1, route(SLOT, 7));
+    assert_eq!(answer.unsettled, [(SLOT, 2)]);
+    assert_eq!(answer.confirmed, [(SessionId(1), 2), (SessionId(2), 1)], "each turn is confirmed anew");
+}
+
+#[test]
+fn tombstones_of_a_copy_wait_until_all_sessions_have_confirmed_anew() {
+    let id = data_id("checkout");
+    let (mut leader, mut node) = pair(&id);
+    leader.write_ok(1, &Frame::of(1).remove(&id, 1, version(1, 1)));
+    super::arrive(&mut leader.shard, &mut node.shard, REPLICA, leader.now);
+    node.shard.lead(SLOT, 2, node.now).expect("a larger epoch");
+    let mut marks = [0, 0];
+    let mut ticks = 0;
+    while node.shard.stats().tombstones_dropped == 0 {
+        node.tick_after(500 * MILLI);
+        for session in [1, 2] {
+            // The second only confirms what it learnt first.
+            let mark = if session == 1 || ticks > 20 { marks[session - 1] } else { 0 };
+            marks[session - 1] = node.heartbeat(session as u64, mark);
+        }
+        node.turn();
+        ticks += 1;
+        assert!(ticks < 100, "it never goes");
+    }
+    assert!(ticks > 20, "{ticks}");
+}
+
+#[test]
+fn a_reader_goes_on_from_another_node_with_what_it_lacks() {
+    let id = data_id("checkout");
+    let (mut leader, mut node) = pair(&id);
+    let mut reader = Some(leader.subscribe(1, &id));
+    leader.write_ok(2, &Frame::of(2).put(&id, 5, version(1, 1), 2, b"late"));
+    super::arrive(&mut leader.shard, &mut node.shard, REPLICA, leader.now);
+    node.shard.lead(SLOT, 2, node.now).expect("a larger epoch");
+    let since = reader.as_ref().map_or(Revision::ZERO, |held| held.revision);
+    node.shard.handle_interest(ReaderId(1), &id, since).expect("it is led");
+    [1, 2].into_iter().for_each(|session| _ = beat(&mut node, session, route(SLOT, 2)));
+    let (_, pushes) = node.turn();
+    assert_eq!(pushes.len(), 1);
+    assert!(!pushes[0].diff().is_snapshot, "it was on the way to here");
+    assert_eq!(pushes[0].registers(), (vec![5], vec![]));
+    Held::apply(&mut reader, &pushes[0].diff());
+    assert_eq!(reader.map(|held| held.list), Some(node.list(&id)));
+}
+
+#[test]
+fn a_reader_from_beyond_the_fork_gets_the_whole_list() {
+    let id = data_id("checkout");
+    let (mut leader, mut node) = pair(&id);
+    leader.write_ok(2, &Frame::of(2).put(&id, 5, version(1, 1), 2, b"lost"));
+    let since = leader.subscribe(1, &id).revision;
+    node.shard.lead(SLOT, 2, node.now).expect("a larger epoch");
+    assert!(since < held(&node.shard, SLOT).revision(), "order alone tells nothing");
+    node.shard.handle_interest(ReaderId(1), &id, since).expect("it is led");
+    [1, 2].into_iter().for_each(|session| _ = beat(&mut node, session, route(SLOT, 2)));
+    let (_, pushes) = node.turn();
+    assert!(pushes.len() == 1 && pushes[0].diff().is_snapshot);
+    assert_eq!(sorted(&pushes[0]), [1, 2]);
+}
