@@ -459,6 +459,25 @@ impl Shard {
         }
     }
 
+    /// A follower does not follow a slot over its link any more.
+    pub fn replica_leave(&mut self, replica: ReplicaId, slot: SlotId) {
+        let Some(cluster) = &mut self.cluster else { return };
+        if let Some(state) = cluster.replicas.replicas.get_mut(&replica) {
+            state.close(slot);
+        }
+        if let Some(others) = cluster.replicas.of_slot.get_mut(&slot) {
+            others.remove(&replica);
+            if others.is_empty() {
+                cluster.replicas.of_slot.remove(&slot);
+            }
+        }
+    }
+
+    /// The revision of a slot that is led here.
+    pub fn led_at(&self, slot: SlotId) -> Option<Revision> {
+        self.slots.led(slot).map(Slot::revision)
+    }
+
     /// Hands over what a follower is to be sent, about `budget_bytes` of it. Call after [`Shard::seal`]. Returns whether there is
     /// more.
     pub fn poll_replica(

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use slotcast_engine::{
     disk_op::DiskQueue,
     journal::JournalConfig,
-    recover::{Layout, RecoverConfig, Recovered, recover},
+    recover::{Files, Layout, RecoverConfig, RecoverError, Recovered, recover, recover_clustered},
     shard::ShardConfig,
     storage::{Storage, StorageConfig, StorageState},
 };
@@ -71,14 +71,32 @@ impl StorageOptions {
 
     /// Locks the directory and reads every shard of `config` from it.
     pub fn open(&self, config: &ShardConfig) -> anyhow::Result<Opened> {
+        self.open_by(config, recover)
+    }
+
+    /// The same for a member of a cluster: slots stay in the epochs that they were in, and the epoch opened only numbers the
+    /// journals of this run.
+    pub fn open_clustered(&self, config: &ShardConfig) -> anyhow::Result<Opened> {
+        self.open_by(config, recover_clustered)
+    }
+
+    fn open_by(&self, config: &ShardConfig, recover: Recover) -> anyhow::Result<Opened> {
         let lock = DirectoryLock::take(&self.folder)?;
-        let (epoch, shards, times) = read_all(&self.folder, config)
+        let (epoch, shards, times) = read_all(&self.folder, config, recover)
             .with_context(|| format!("the data directory {} cannot be used", self.folder.display()))?;
         Ok(Opened { lock, epoch, shards, times })
     }
 }
 
-fn read_all(folder: &Path, config: &ShardConfig) -> anyhow::Result<(u32, Vec<Recovered>, Vec<WorkTimes>)> {
+/// How one shard is read.
+type Recover =
+    fn(&Layout, &mut dyn Files, &RecoverConfig, &mut dyn FnMut(u64)) -> Result<Recovered, RecoverError>;
+
+fn read_all(
+    folder: &Path,
+    config: &ShardConfig,
+    recover: Recover,
+) -> anyhow::Result<(u32, Vec<Recovered>, Vec<WorkTimes>)> {
     let mut files = DirectoryFiles::new(folder);
     let mut layout = Layout::read(&mut files, config.slot_count, &[LOCK_FILE])?;
     layout.notes.iter().for_each(|note| tracing::warn!("{note}"));
@@ -86,7 +104,7 @@ fn read_all(folder: &Path, config: &ShardConfig) -> anyhow::Result<(u32, Vec<Rec
     let mut queue = DiskQueue::default();
     layout.clean_up(&mut queue);
     files.carry_out(&mut queue)?;
-    let (mut shards, mut times) = read_shards(folder, &layout, config, epoch)?;
+    let (mut shards, mut times) = read_shards(folder, &layout, config, epoch, recover)?;
     if layout.is_resharded(config.shards) {
         tracing::info!(shards = config.shards, "the shard count has changed: every slot gets a new snapshot");
         for (shard, recovered) in shards.iter().enumerate() {
@@ -97,7 +115,7 @@ fn read_all(folder: &Path, config: &ShardConfig) -> anyhow::Result<(u32, Vec<Rec
         files.carry_out(&mut queue)?;
         drop(shards);
         layout = Layout::read(&mut files, config.slot_count, &[LOCK_FILE])?;
-        (shards, times) = read_shards(folder, &layout, config, epoch)?;
+        (shards, times) = read_shards(folder, &layout, config, epoch, recover)?;
     }
     for (recovered, times) in shards.iter().zip(&times) {
         let report = &recovered.report;
@@ -127,6 +145,7 @@ fn read_shards(
     layout: &Layout,
     config: &ShardConfig,
     epoch: u32,
+    recover: Recover,
 ) -> anyhow::Result<(Vec<Recovered>, Vec<WorkTimes>)> {
     let bar = if std::io::stderr().is_terminal() && !layout.is_empty() {
         let style = ProgressStyle::with_template("recovering {bar:40} {bytes} of {total_bytes}, {eta} left")?;

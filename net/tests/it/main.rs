@@ -5,6 +5,8 @@ mod ring;
 
 mod cluster;
 
+mod cluster_replicas;
+
 mod raw;
 
 mod loopback;
