@@ -662,7 +662,10 @@ impl Shard {
         });
         for ((reader, slot_id, datum), since) in answered {
             let Some(slot) = slots.accepting(slot_id) else { continue };
-            let answer = diff::collect(slot, datum, since);
+            let mut answer = diff::collect(slot, datum, since);
+            if answer.is_snapshot && self.faults.has(Fault::SnapshotStampedOld) {
+                answer.to = slot.datum_state(datum).map_or(answer.to, |(last_change, ..)| last_change);
+            }
             count(stats, &answer);
             deliver(Push { readers: &[reader], slot: slot_id, datum, answer });
         }

@@ -378,6 +378,7 @@ impl Shard {
         cluster.replicas.close_slot(slot);
         cluster.in_sync.remove(&slot);
         cluster.stats.demotions += 1;
+        self.decide_durable();
     }
 
     /// What a turn of a shard in a cluster has beside that of another: slots begin to answer, memory is given back.
