@@ -27,13 +27,17 @@ use crate::{
         server::{ClusterOptions, DataOptions},
         storage::{StorageKind, StorageOptions},
     },
+    follow::MetaLinkConfig,
     meta::{
         assign::REPLICAS_MAX,
         core::MetaConfig,
         server::{MetaOptions, MetaStoreKind},
     },
     session::{SessionConfig, config::Routes, server::SessionOptions},
-    wire::slot_table::{CLUSTER_BYTES_MAX, NODE_ID_BYTES_MAX, SHARDS_MAX},
+    wire::{
+        meta::MetaPeer,
+        slot_table::{CLUSTER_BYTES_MAX, NODE_ID_BYTES_MAX, SHARDS_MAX},
+    },
 };
 
 /// Everything a process of any role may be told.
@@ -200,6 +204,10 @@ pub struct SessionSection {
     /// Time between heartbeats to a data node.
     #[serde(with = "humantime_serde")]
     pub heartbeat_interval: Duration,
+    /// The same in a cluster, for a data node with which nothing changes and nobody is waited for; at least
+    /// `heartbeat_interval` and at most a sixth of `data.session_lease`.
+    #[serde(with = "humantime_serde")]
+    pub heartbeat_idle_interval: Duration,
     /// `SO_SNDBUF` of client sockets in bytes (the kernel doubles it).
     pub client_send_buffer: u32,
     /// TCP congestion control of client sockets, by the kernel's name for it; `system` leaves the system's. A push is a short
@@ -384,6 +392,7 @@ impl Default for SessionSection {
             history_bytes_max: defaults.history_bytes_max,
             datum_linger: nanos(defaults.datum_linger),
             heartbeat_interval: nanos(defaults.heartbeat_interval),
+            heartbeat_idle_interval: nanos(defaults.heartbeat_idle_interval),
             client_send_buffer: 64 * 1024,
             client_congestion_control: "reno".into(),
             cpu: None,
@@ -707,6 +716,14 @@ impl Config {
     pub fn session_options(&self) -> anyhow::Result<SessionOptions> {
         let section = &self.session;
         let nanos = |duration: Duration| duration.as_nanos() as u64;
+        let idle = section.heartbeat_idle_interval.min(self.data.session_lease / 6);
+        let base = if self.is_clustered() {
+            let peers = self.meta.peers.clone();
+            let meta = MetaLinkConfig::new(peers, &self.cluster, self.slot_count, MetaPeer::Session);
+            SessionConfig::following(SessionId(0), meta)
+        } else {
+            SessionConfig::new(SessionId(0), self.routes()?)
+        };
         let session = SessionConfig {
             clients_max: section.clients_max,
             accept_rate: section.accept_rate,
@@ -723,7 +740,8 @@ impl Config {
             history_bytes_max: section.history_bytes_max,
             datum_linger: nanos(section.datum_linger),
             heartbeat_interval: nanos(section.heartbeat_interval),
-            ..SessionConfig::new(SessionId(0), self.routes()?)
+            heartbeat_idle_interval: nanos(idle.max(section.heartbeat_interval)),
+            ..base
         };
         Ok(SessionOptions {
             listen: section.listen,

@@ -12,7 +12,10 @@ use crate::{
     config::Config,
     data::{cluster::metrics::ClusterMetrics, server::DataServer, storage::StorageMetrics},
     meta::server::MetaServer,
-    session::{config::Routes, server::SessionServer},
+    session::{
+        config::Routes,
+        server::{SessionServer, readiness},
+    },
 };
 
 /// Prefix of every metric's name.
@@ -104,18 +107,7 @@ impl SessionProcess {
         }
         let server = SessionServer::start(&options, &mut registry)?;
         let (metrics, links) = (server.metrics.clone(), server.links);
-        let ready = Arc::new(move || {
-            let up: i64 = metrics.iter().map(|core| core.links_up.get()).sum();
-            let wanted = links * metrics.len();
-            let stopped = metrics.iter().any(|core| core.push_stopped.get() != 0);
-            let note =
-                || "an operator has stopped pushes: slotcast ctl resume-push lets them go on".to_string();
-            if up as usize == wanted {
-                Ok(stopped.then(note))
-            } else {
-                Err(format!("{up} of {wanted} links are up"))
-            }
-        });
+        let ready = Arc::new(move || readiness(links, &metrics));
         let operations = control::session_routes(server.operations.clone());
         match Admin::start(config.session.http, registry, ready, operations) {
             Ok(admin) => Ok(Self { server, admin }),

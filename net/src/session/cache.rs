@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use slotcast_engine::{
     diff::{self, Diff, SNAPSHOT, list_fingerprint},
-    id::{DataId, DatumKey, Nanos, RegisterId, Revision, SessionId},
+    id::{DataId, DatumKey, Nanos, RegisterId, Revision, SessionId, SlotId},
     record::Record,
 };
 
@@ -18,7 +18,7 @@ use crate::{io::ring::SharedFrame, session::push::Frames, wire::message::write_d
 struct Held {
     owner: SessionId,
     record: Box<[u8]>,
-    /// Absent at a new run of the data node, whose owner has not been heard of there yet.
+    /// Absent at a new run of the data node or a new leader, where its owner has not been heard of yet.
     retained: bool,
 }
 
@@ -47,16 +47,18 @@ pub(super) struct Waiting {
     pub(super) digest: u64,
     /// Which question to the data node was asked for it; none yet while the data id is not known.
     pub(super) asked: Option<u64>,
+    /// Answers that did not reach it.
+    pub(super) in_vain: u32,
 }
 
 /// One cached data id.
 pub(super) struct Datum {
     pub(super) id: DataId,
-    pub(super) shard: usize,
+    pub(super) slot: SlotId,
     /// The list is complete up to here.
     pub(super) revision: Revision,
     pub(super) known: bool,
-    /// The run of the data node that `revision` is of.
+    /// The run of the data node that `revision` is of; its leader epoch where a slot table is followed.
     pub(super) run: u64,
     /// A reader at a revision up to here may take what is absent for removed. Beyond it, what is absent may have an owner
     /// that has not come back to a new run of the data node; once a run has waited for everybody there is no such bound.
@@ -75,6 +77,15 @@ pub(super) struct Datum {
     step_bytes: usize,
     snapshot: Option<SharedFrame>,
     merged: Option<(Revision, SharedFrame)>,
+}
+
+/// Which revisions of a list what is told now goes on from.
+#[derive(Clone, Copy)]
+pub(super) enum Lineage {
+    /// Those of the same run of the data node.
+    Run(u64),
+    /// All that the leader of a slot table says: what it sends leads on from the revision that it was asked for.
+    Leader,
 }
 
 /// What a diff from a data node did.
@@ -109,6 +120,8 @@ pub(super) struct Cache {
     datums: Vec<Option<Datum>>,
     vacant: Vec<u32>,
     index: HashMap<DatumKey, u32>,
+    /// Those with retained records.
+    retaining: BTreeSet<u32>,
     /// Revision of the latest change per data id: what a subscription is compared with, densely.
     latest: Vec<Revision>,
     /// The latest step per data id, which is all that most subscribers lack.
@@ -124,6 +137,7 @@ impl Cache {
             datums: Vec::new(),
             vacant: Vec::new(),
             index: HashMap::new(),
+            retaining: BTreeSet::new(),
             latest: Vec::new(),
             last_step: Vec::new(),
             history_bytes_max,
@@ -135,11 +149,11 @@ impl Cache {
         self.index.get(&key).copied()
     }
 
-    pub(super) fn insert(&mut self, id: DataId, shard: usize) -> u32 {
+    pub(super) fn insert(&mut self, id: DataId, slot: SlotId) -> u32 {
         let key = id.key();
         let datum = Datum {
             id,
-            shard,
+            slot,
             revision: Revision::ZERO,
             known: false,
             run: 0,
@@ -173,6 +187,7 @@ impl Cache {
     pub(super) fn remove(&mut self, index: u32) -> Option<Datum> {
         let datum = self.datums.get_mut(index as usize)?.take()?;
         self.last_step[index as usize] = None;
+        self.retaining.remove(&index);
         self.index.remove(&datum.id.key());
         self.vacant.push(index);
         Some(datum)
@@ -204,17 +219,26 @@ impl Cache {
         self.datums.iter().enumerate().filter_map(|(index, datum)| Some((index as u32, datum.as_ref()?)))
     }
 
-    /// Takes a diff or snapshot of a run of a data node in. `may_remove` says of an owner whether the data node would know its
-    /// registrations by now: absence from a snapshot removes only those.
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = (u32, &mut Datum)> {
+        self.datums.iter_mut().enumerate().filter_map(|(index, datum)| Some((index as u32, datum.as_mut()?)))
+    }
+
+    /// Takes a diff or snapshot of a run of a data node in. `may_remove` says of an owner's registration whether the data node
+    /// would know of it by now: absence from a snapshot removes only those.
     pub(super) fn apply(
         &mut self,
         index: u32,
         diff: &Diff<'_>,
-        run: u64,
-        may_remove: impl Fn(SessionId) -> bool,
+        of: Lineage,
+        may_remove: impl Fn(SessionId, RegisterId) -> bool,
     ) -> Applied {
         let Some(datum) = self.get_mut(index) else { return Applied::Unchanged };
-        if !diff.is_snapshot && (!datum.known || datum.run != run || diff.from > datum.revision) {
+        let (run, follows) = match of {
+            Lineage::Run(run) => (run, datum.run == run),
+            // A leader knows which revisions of earlier leaders it goes on from, and sends diffs from those only.
+            Lineage::Leader => (u64::from(diff.to.epoch()), true),
+        };
+        if !diff.is_snapshot && (!datum.known || !follows || diff.from > datum.revision) {
             return Applied::Gap;
         }
         if diff.to < datum.revision && datum.known {
@@ -227,12 +251,17 @@ impl Cache {
         let before = datum.digest;
         // Of a persistent registration no session gives an account. What a list of this run had, this run has removed.
         let same_run = datum.known && datum.run == run;
-        let may_remove = |held: &Held| {
-            may_remove(held.owner) || held.owner == SessionId::NOBODY && same_run && !held.retained
+        let may_remove = |register: RegisterId, held: &Held| {
+            may_remove(held.owner, register) || held.owner == SessionId::NOBODY && same_run && !held.retained
         };
         let (removes, puts) = datum.take_in(diff, may_remove);
         let from = if first { Revision::ZERO } else { self.latest[index as usize] };
         let Some(datum) = self.datums[index as usize].as_mut() else { return Applied::Unchanged };
+        if datum.retained > 0 {
+            self.retaining.insert(index);
+        } else {
+            self.retaining.remove(&index);
+        }
         datum.revision = diff.to;
         (datum.known, datum.run) = (true, run);
         if datum.vouched_to != FOR_EVER {
@@ -254,13 +283,13 @@ impl Cache {
         Applied::Changed
     }
 
-    /// The data ids of a shard with retained records whose owner is accounted for by now: a fresh answer decides.
-    pub(super) fn retained_due(&self, shard: usize, may_remove: impl Fn(SessionId) -> bool) -> Vec<u32> {
-        self.iter()
-            .filter(|(_, datum)| datum.retained > 0 && datum.shard == shard)
-            .filter(|(_, datum)| datum.records.values().any(|held| held.retained && may_remove(held.owner)))
-            .map(|(index, _)| index)
-            .collect()
+    /// The data ids with retained records whose owner is accounted for in their slot by now: a fresh answer decides.
+    pub(super) fn retained_due(&self, is_known: impl Fn(SlotId, SessionId) -> bool) -> Vec<u32> {
+        let is_due = |index: &u32| {
+            let Some(datum) = self.get(*index) else { return false };
+            datum.records.values().any(|held| held.retained && is_known(datum.slot, held.owner))
+        };
+        self.retaining.iter().copied().filter(is_due).collect()
     }
 
     /// Settles a claim to hold the list at `since` with `digest`.
@@ -285,13 +314,12 @@ impl Cache {
         }
     }
 
-    /// A shard's run has waited for everybody: its lists are vouched for. Returns the subscribers that need a snapshot now.
-    pub(super) fn vouch(&mut self, shard: usize) -> Vec<(u32, u32)> {
+    /// The leaders of slots have waited for everybody: their lists are vouched for. Returns the subscribers that need a
+    /// snapshot now.
+    pub(super) fn vouch(&mut self, slots: &BTreeSet<SlotId>) -> Vec<(u32, u32)> {
         let mut due = Vec::new();
-        for (number, datum) in self.datums.iter_mut().enumerate() {
-            if let Some(datum) = datum.as_mut().filter(|datum| datum.shard == shard) {
-                due.extend(datum.vouch().into_iter().map(|client| (client, number as u32)));
-            }
+        for (number, datum) in self.iter_mut().filter(|(_, datum)| slots.contains(&datum.slot)) {
+            due.extend(datum.vouch().into_iter().map(|client| (client, number)));
         }
         due
     }
@@ -347,16 +375,17 @@ impl Datum {
         self.records.len() - self.retained
     }
 
-    /// The revision from which a run of the data node can go on; zero if the list is of another run.
-    pub(super) fn since(&self, run: u64) -> Revision {
-        if self.run == run { self.revision } else { Revision::ZERO }
+    /// The revision from which the data node is asked to go on; zero if it cannot.
+    pub(super) fn since(&self, run: Option<u64>) -> Revision {
+        // A leader of a slot table knows itself which revisions it can go on from.
+        if self.known && run.is_none_or(|run| self.run == run) { self.revision } else { Revision::ZERO }
     }
 
     /// Applies a diff to the records; returns the registrations that are gone and those that are new or different.
     fn take_in(
         &mut self,
         diff: &Diff<'_>,
-        may_remove: impl Fn(&Held) -> bool,
+        may_remove: impl Fn(RegisterId, &Held) -> bool,
     ) -> (Vec<RegisterId>, Vec<RegisterId>) {
         let mut puts = Vec::new();
         let mut owners = diff.owners();
@@ -388,7 +417,7 @@ impl Datum {
                 if told.contains(register) {
                     continue;
                 }
-                if may_remove(held) {
+                if may_remove(*register, held) {
                     removes.push(*register);
                 } else if !held.retained {
                     held.retained = true;

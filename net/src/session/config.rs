@@ -2,7 +2,9 @@
 
 use std::net::SocketAddr;
 
-use slotcast_engine::id::{DatumKey, Nanos, SessionId};
+use slotcast_engine::id::{Nanos, SessionId};
+
+use crate::follow::MetaLinkConfig;
 
 /// Where the shards of the data nodes are, and which leads which slot.
 #[derive(Debug, Clone)]
@@ -16,9 +18,9 @@ pub struct Routes {
 }
 
 impl Routes {
-    /// The shard that leads a data id's slot.
-    pub fn shard_of(&self, datum: DatumKey) -> usize {
-        usize::from(self.leaders[usize::from(datum.slot(self.slot_count).0)])
+    /// No data nodes: those of the slot table are linked to.
+    pub fn none(slot_count: u32) -> Self {
+        Self { slot_count, shards: Vec::new(), leaders: Vec::new() }
     }
 }
 
@@ -27,8 +29,10 @@ impl Routes {
 pub struct SessionConfig {
     /// This incarnation: a number that no earlier one has used.
     pub id: SessionId,
-    /// The data nodes.
+    /// The data nodes, unless the slot table is followed.
     pub routes: Routes,
+    /// Where the slot table is told, by which `routes` are then replaced; `None`: they stay.
+    pub meta: Option<MetaLinkConfig>,
     /// Clients at once.
     pub clients_max: usize,
     /// Connections let in per second; 0: all of them.
@@ -60,6 +64,8 @@ pub struct SessionConfig {
     pub datum_linger: u64,
     /// Time between heartbeats on a link.
     pub heartbeat_interval: u64,
+    /// The same for a link on which nothing changes and nobody is waited for, where the slot table is followed.
+    pub heartbeat_idle_interval: u64,
     /// Bytes waiting for a link above which publishes are refused.
     pub link_buffer_max: usize,
     /// Clients written to in one turn before events are looked at again.
@@ -72,6 +78,7 @@ impl SessionConfig {
         Self {
             id,
             routes,
+            meta: None,
             clients_max: 100_000,
             accept_rate: 0,
             accept_burst: 5_000,
@@ -87,8 +94,14 @@ impl SessionConfig {
             history_bytes_max: 64 * 1024,
             datum_linger: 60 * Nanos::SECOND,
             heartbeat_interval: Nanos::SECOND,
+            heartbeat_idle_interval: 5 * Nanos::SECOND,
             link_buffer_max: 64 * 1024 * 1024,
             clients_per_turn: 1024,
         }
+    }
+
+    /// The documented defaults for a core that follows the slot table.
+    pub fn following(id: SessionId, meta: MetaLinkConfig) -> Self {
+        Self { meta: Some(meta.clone()), ..Self::new(id, Routes::none(meta.slot_count)) }
     }
 }

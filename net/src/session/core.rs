@@ -15,18 +15,22 @@ use crate::{
         client::Client,
         config::SessionConfig,
         departures::Departures,
-        link::{Link, LinkState},
-        metrics::SessionMetrics,
+        following::Following,
+        heartbeats::Answer,
+        link::LinkState,
+        metrics::{LinkLabel, SessionMetrics},
+        moves::Deferred,
         news::News,
         operations::Insight,
         persistent::Persistents,
         push::{Frames, Round},
         push_stop::PushStop,
         registrations::Registrations,
+        routes::{Links, SlotRoutes},
     },
     wire::{
         ErrorCode, FrameError, Message,
-        header::{CLIENT_FRAME_BYTES_MAX, FRAME_BYTES_MAX, PROTOCOL},
+        header::{CLIENT_FRAME_BYTES_MAX, FRAME_BYTES_MAX, Kind, PROTOCOL},
     },
 };
 
@@ -41,15 +45,21 @@ pub(super) enum Peer {
     None,
     /// A client.
     Client(Box<Client>),
-    /// The shard with this number.
+    /// The shard behind the link with this number.
     Link(usize, ConnId),
+    /// The control plane.
+    Meta(ConnId),
 }
 
 /// One core's share of a session process.
 pub struct Session {
     pub(super) config: SessionConfig,
     pub(super) peers: Vec<Peer>,
-    pub(super) links: Vec<Link>,
+    pub(super) links: Links,
+    pub(super) routes: SlotRoutes,
+    /// The slot table that is followed, unless routes are configured.
+    pub(super) following: Option<Following>,
+    pub(super) deferred: Deferred,
     pub(super) cache: Cache,
     pub(super) registrations: Registrations,
     pub(super) persistents: Persistents,
@@ -81,13 +91,20 @@ pub struct Session {
 impl Session {
     /// A session core without clients.
     pub fn new(config: SessionConfig, metrics: SessionMetrics) -> Self {
-        let links = config.routes.shards.iter().map(|addr| Link::new(*addr)).collect();
+        let following = config.meta.clone().map(|meta| Following::new(meta, config.id.0));
+        let (links, routes) = match &config.meta {
+            Some(meta) => (Links::default(), SlotRoutes::unknown(meta.slot_count)),
+            None => (Links::fixed(&config.routes.shards), SlotRoutes::fixed(&config.routes)),
+        };
         Self {
             cache: Cache::new(config.history_bytes_max),
             departures: Departures::new(config.client_disconnect_grace, config.session_lease),
             admission: Admission::new(config.accept_rate, config.accept_burst),
             peers: Vec::new(),
             links,
+            routes,
+            following,
+            deferred: Deferred::default(),
             registrations: Registrations::default(),
             persistents: Persistents::default(),
             published_names: BTreeMap::new(),
@@ -116,9 +133,15 @@ impl Session {
         self.finished = true;
     }
 
-    /// Whether every link is up.
+    /// Whether every link to a leader is up: every link where routes are configured, and nothing before there is a slot
+    /// table where one is followed.
     pub fn is_ready(&self) -> bool {
-        self.links.iter().all(Link::is_up)
+        match &self.following {
+            None => self.links.iter().all(|link| link.is_up()),
+            Some(_) => {
+                self.table_epoch() > 0 && self.links.iter().all(|link| link.is_up() || link.slots_led == 0)
+            }
+        }
     }
 
     pub(super) fn client(&mut self, index: usize) -> Option<&mut Client> {
@@ -145,7 +168,7 @@ impl Session {
         self.mark_dirty(index as u32);
     }
 
-    fn place(&mut self, conn: ConnId, peer: Peer) {
+    pub(super) fn place(&mut self, conn: ConnId, peer: Peer) {
         let index = conn.index();
         if self.peers.len() <= index {
             self.peers.resize_with(index + 1, || Peer::None);
@@ -213,6 +236,9 @@ impl Session {
                 self.links[shard].unanswered_since = None;
                 let mut decoder = std::mem::take(&mut self.links[shard].decoder);
                 let result = decoder.feed(bytes, FRAME_BYTES_MAX, |frame| {
+                    if frame.kind == Kind::TableDelta && self.following.is_some() {
+                        return self.hear_table(shard, frame);
+                    }
                     let message = Message::read(frame)?;
                     self.handle_link(shard, message, now);
                     Ok::<_, FrameError>(())
@@ -224,6 +250,7 @@ impl Session {
                     self.links[shard].state = LinkState::Down(now);
                 }
             }
+            Some(Peer::Meta(meta_conn)) if *meta_conn == conn => self.meta_received(bytes),
             _ => {}
         }
     }
@@ -279,21 +306,24 @@ impl Session {
         match message {
             Message::LinkWelcome { run, last_sequence, epoch, .. } => {
                 let same_run = self.links[shard].welcome(run, last_sequence, epoch);
+                if !same_run {
+                    self.routes.unvouch(shard);
+                }
                 tracing::info!(shard, epoch, same_run, "linked to a data node");
                 self.replay(shard);
                 // Its answer says who is accounted for, and comes before the first list.
                 self.heartbeat(shard, now);
                 self.ask_all(shard);
-                self.metrics.links_up.set(self.links.iter().filter(|link| link.is_up()).count() as i64);
+                self.observe_links();
             }
-            Message::WriteAck { sequence, outcomes } => self.decided(shard, sequence, outcomes),
+            Message::WriteAck { sequence, outcomes } => self.decided(shard, sequence, outcomes, now),
             Message::Diff(diff) => self.take_diff(shard, &diff, now),
-            Message::HeartbeatAck { mark, confirmed, settled, differs, .. } => {
-                let confirmed = confirmed.into_iter().map(|(session, _)| session).collect();
-                self.heartbeat_answered(shard, mark, confirmed, settled, differs);
+            Message::HeartbeatAck { mark, confirmed, unsettled, settled, stale, differs, .. } => {
+                let answer = Answer { mark, confirmed, unsettled, settled, stale, differs };
+                self.heartbeat_answered(shard, answer, now);
             }
-            Message::DatumDigests(slot, digests) => self.repair(shard, slot, digests),
-            Message::SubscribeRefused { datum, code } => self.interest_refused(datum, code),
+            Message::DatumDigests(slot, digests) => self.repair(shard, slot, digests, now),
+            Message::SubscribeRefused { datum, code } => self.interest_refused(shard, datum, code, now),
             Message::Error { code, text, .. } => {
                 let code_label = ErrorCode::from_number(code).map_or("unknown", ErrorCode::label);
                 tracing::error!(shard, code = code_label, text, "the data node refused this session");
@@ -317,7 +347,11 @@ impl Session {
                 self.peers[index] = Peer::None;
                 tracing::warn!(shard, ?reason, "a link to a data node is down");
                 self.links[shard].lose(now);
-                self.metrics.links_up.set(self.links.iter().filter(|link| link.is_up()).count() as i64);
+                self.observe_links();
+            }
+            Some(Peer::Meta(meta_conn)) if *meta_conn == conn => {
+                self.peers[index] = Peer::None;
+                self.meta_closed(now);
             }
             _ => {}
         }
@@ -353,8 +387,8 @@ impl Session {
     }
 
     fn connect_links(&mut self, now: Nanos, sockets: &mut dyn Sockets) {
-        for shard in 0..self.links.len() {
-            let link = &mut self.links[shard];
+        for shard in 0..self.links.places() {
+            let Some(link) = self.links.get_mut(shard) else { continue };
             link.greet_again(now);
             link.give_up_silent(self.config.session_lease / 2, now);
             if let (LinkState::Down(at), Some(conn)) = (link.state, link.conn) {
@@ -383,17 +417,35 @@ impl Session {
         }
     }
 
-    fn connected(&mut self, conn: ConnId) {
-        if let Some(Peer::Link(shard, _)) = self.peers.get(conn.index()) {
-            let (id, slot_count) = (self.config.id, self.config.routes.slot_count);
-            self.links[*shard].greet(id, slot_count);
+    fn connected(&mut self, conn: ConnId, now: Nanos) {
+        match self.peers.get(conn.index()) {
+            Some(Peer::Link(shard, link_conn)) if *link_conn == conn => {
+                let (id, slot_count) = (self.config.id, self.routes.slot_count());
+                self.links[*shard].greet(id, slot_count);
+            }
+            Some(Peer::Meta(meta_conn)) if *meta_conn == conn => self.meta_connected(now),
+            _ => {}
         }
     }
 
+    /// Links and routes have changed.
+    pub(super) fn observe_links(&self) {
+        let mut by_state = [0; LinkState::LABELS.len()];
+        self.links.iter().for_each(|link| by_state[link.state.index()] += 1);
+        for (label, count) in LinkState::LABELS.into_iter().zip(by_state) {
+            self.metrics.links.get_or_create(&LinkLabel { state: label }).set(count);
+        }
+        self.metrics.links_up.set(by_state[LinkState::Up.index()]);
+        let down = self.links.iter().filter(|link| !link.is_up() && link.slots_led > 0).count();
+        self.metrics.leader_links_down.set(down as i64);
+        self.metrics.leaderless_slots.set(self.routes.leaderless() as i64);
+        self.metrics.ready.set(i64::from(self.is_ready()));
+    }
+
     fn send_links(&mut self, now: Nanos, sockets: &mut dyn Sockets) {
-        for shard in 0..self.links.len() {
+        for shard in 0..self.links.places() {
             self.heartbeat(shard, now);
-            let link = &mut self.links[shard];
+            let Some(link) = self.links.get_mut(shard) else { continue };
             link.close_frames();
             let Some(conn) = link.conn else { continue };
             if link.out.is_empty() {
@@ -446,6 +498,15 @@ impl Session {
         self.metrics.persistent_undecided.set(self.persistents.len() as i64);
         self.metrics.datums.set(self.cache.len() as i64);
         self.metrics.merged_diffs.inc_by(std::mem::take(&mut self.cache.merges));
+        self.metrics.deferred.set(self.deferred.len() as i64);
+        self.observe_links();
+    }
+
+    /// When a link, the control plane or something deferred wants a turn.
+    fn following_wakes_at(&self) -> Nanos {
+        let Some(following) = &self.following else { return Nanos(u64::MAX) };
+        let beats = self.links.iter().filter(|link| link.is_up()).map(|link| link.next_heartbeat);
+        beats.fold(following.link.wake_at().min(self.deferred.wake_at()), Nanos::min)
     }
 }
 
@@ -453,7 +514,7 @@ impl Role for Session {
     fn handle(&mut self, event: Event<'_>, now: Nanos) {
         match event {
             Event::Accepted { conn, .. } => self.accept(conn, now),
-            Event::Connected { conn } => self.connected(conn),
+            Event::Connected { conn } => self.connected(conn, now),
             Event::Received { conn, bytes } => self.receive(conn, bytes, now),
             Event::Writable { conn } => self.writable(conn),
             Event::Closed { conn, reason } => self.close(conn, reason, now),
@@ -461,17 +522,20 @@ impl Role for Session {
     }
 
     fn turn(&mut self, now: Nanos, sockets: &mut dyn Sockets) -> bool {
+        self.follow(now, sockets);
         self.connect_links(now, sockets);
         if now >= self.next_tick {
             self.tick(now, sockets);
         }
+        self.retry_deferred(now);
         self.send_links(now, sockets);
         let asked = self.operate(now);
         self.write_clients(now, sockets) || asked
     }
 
     fn wake_at(&self) -> Nanos {
-        if self.news.is_empty() { self.next_tick } else { self.next_tick.min(self.next_write) }
+        let due = self.next_tick.min(self.following_wakes_at());
+        if self.news.is_empty() { due } else { due.min(self.next_write) }
     }
 
     fn is_finished(&self) -> bool {

@@ -1,14 +1,14 @@
 //! A link to one shard of a data node: writes and interests go out in one order, diffs and outcomes come back.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     net::SocketAddr,
 };
 
 use slotcast_engine::{
     batch::write_name,
     digest::Digest,
-    id::{DataId, DatumKey, Nanos, RegisterId, SessionId, Version},
+    id::{DataId, DatumKey, Nanos, RegisterId, SessionId, SlotId, Version, route},
 };
 
 use crate::{
@@ -26,6 +26,8 @@ const CLIENT_EPOCHS_AHEAD: u32 = 1024;
 const GREETING_INTERVAL: u64 = 10 * Nanos::SECOND;
 /// First and longest pause before a link is tried again.
 const RETRY: (u64, u64) = (Nanos::SECOND / 50, Nanos::SECOND);
+/// First and longest pause before a heartbeat that finds the shard at another table, or different, is followed by the next.
+const HURRY: (u64, u64) = (Nanos::SECOND / 200, Nanos::SECOND / 2);
 
 /// Where a link stands.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -40,15 +42,35 @@ pub(super) enum LinkState {
     Up,
 }
 
+impl LinkState {
+    /// The states' names, in the order of [`LinkState::index`].
+    pub(super) const LABELS: [&'static str; 4] = ["down", "connecting", "greeting", "up"];
+
+    pub(super) fn index(self) -> usize {
+        match self {
+            LinkState::Down(_) => 0,
+            LinkState::Connecting => 1,
+            LinkState::Greeting => 2,
+            LinkState::Up => 3,
+        }
+    }
+}
+
 /// A write whose outcome is not known yet.
-pub(super) type Sent = ((DatumKey, RegisterId), Version);
+#[derive(Clone, Copy)]
+pub(super) struct Sent {
+    pub(super) key: (DatumKey, RegisterId),
+    pub(super) version: Version,
+    /// The leader epoch of the slot when it was sent.
+    pub(super) epoch: u32,
+}
 
 /// The writes of one frame, all of one durability class: frames of persistent ones are answered later, out of their order.
 pub(super) enum Writes {
     /// Of registrations that the session holds.
     Ephemeral(Vec<Sent>),
-    /// By their numbers among the undecided ones.
-    Persistent(Vec<u64>),
+    /// By their numbers among the undecided ones, each with the leader epoch of the slot when it was sent.
+    Persistent(Vec<(u64, u32)>),
 }
 
 impl Writes {
@@ -75,10 +97,31 @@ pub(super) struct Link {
     pub(super) epoch: u32,
     /// Digest over everything sent that the shard should hold.
     pub(super) digest: Digest,
+    /// Slots that the shard leads, by this session's table.
+    pub(super) slots_led: usize,
+    /// Sum over those slots and their leader epochs: whether the shard means the same. 0 where routes are configured.
+    pub(super) routes: u64,
     pub(super) mark: u64,
-    pub(super) confirmed: BTreeSet<SessionId>,
+    /// Whose registrations the shard has, each with the turn of promotions of which that is known.
+    pub(super) confirmed: BTreeMap<SessionId, u64>,
+    /// Slots that the shard leads for less than a lease, each with the turn of its promotion.
+    pub(super) unsettled: BTreeMap<SlotId, u64>,
     pub(super) settled: bool,
+    /// The change of routes up to which `confirmed`, `unsettled` and `settled` speak of the slots that are led here.
+    pub(super) covered: u64,
     pub(super) next_heartbeat: Nanos,
+    last_heartbeat: Nanos,
+    /// The change of routes at each heartbeat that is not answered yet.
+    heartbeats: VecDeque<u64>,
+    /// The slot table is followed; otherwise routes are configured.
+    follows: bool,
+    /// What the last heartbeat told was found right.
+    agrees: bool,
+    /// Digest and routes of the last heartbeat.
+    told: (Digest, u64),
+    /// Slots whose digests are asked for.
+    repairs: usize,
+    hurry: u64,
     /// Latest question whose answers are all still to come, or have come since.
     pub(super) answered: u64,
     /// Latest question asked, and whether more may be asked with it in this turn.
@@ -110,10 +153,21 @@ impl Link {
             epoch_seen: 0,
             epoch: 0,
             digest: Digest::default(),
+            slots_led: 0,
+            routes: 0,
             mark: 0,
-            confirmed: BTreeSet::new(),
+            confirmed: BTreeMap::new(),
+            unsettled: BTreeMap::new(),
             settled: false,
+            covered: 0,
             next_heartbeat: Nanos(0),
+            last_heartbeat: Nanos(0),
+            heartbeats: VecDeque::new(),
+            follows: false,
+            agrees: false,
+            told: (Digest::default(), 0),
+            repairs: 0,
+            hurry: HURRY.0,
             answered: 0,
             question: 0,
             question_open: false,
@@ -130,8 +184,91 @@ impl Link {
         }
     }
 
+    /// A link to a shard of a slot table.
+    pub(super) fn following(addr: SocketAddr) -> Self {
+        Self { follows: true, ..Self::new(addr) }
+    }
+
     pub(super) fn is_up(&self) -> bool {
         self.state == LinkState::Up
+    }
+
+    /// The shard leads a slot by now.
+    pub(super) fn take_on(&mut self, slot: SlotId, epoch: u32, held: Digest) {
+        self.slots_led += 1;
+        self.routes = self.routes.wrapping_add(route(slot, epoch));
+        self.digest.sum = self.digest.sum.wrapping_add(held.sum);
+        self.digest.count += held.count;
+    }
+
+    /// The shard does not lead a slot any more, or not in that epoch.
+    pub(super) fn give_up(&mut self, slot: SlotId, epoch: u32, held: Digest) {
+        self.slots_led -= 1;
+        self.routes = self.routes.wrapping_sub(route(slot, epoch));
+        self.digest.sum = self.digest.sum.wrapping_sub(held.sum);
+        self.digest.count -= held.count;
+    }
+
+    /// When the next heartbeat is due: after `busy` nanoseconds while something is going on here, as told otherwise.
+    pub(super) fn heartbeat_due(&self, busy: u64) -> Nanos {
+        if self.follows && !self.is_quiet() {
+            self.next_heartbeat.min(self.last_heartbeat.after(busy))
+        } else {
+            self.next_heartbeat
+        }
+    }
+
+    /// Whether nothing has changed since the shard last agreed, and nobody is waited for.
+    fn is_quiet(&self) -> bool {
+        let awaited = !self.settled || !self.unsettled.is_empty();
+        self.agrees && self.told == (self.digest, self.routes) && self.in_flight.is_empty() && !awaited
+    }
+
+    /// A heartbeat goes out; the next is due after `idle` nanoseconds. Everything sent before is in its digest.
+    pub(super) fn beat(&mut self, generation: u64, table_epoch: u64, idle: u64, now: Nanos) {
+        (self.last_heartbeat, self.next_heartbeat) = (now, now.after(idle));
+        self.unanswered_since.get_or_insert(now);
+        self.told = (self.digest, self.routes);
+        self.heartbeats.push_back(generation);
+        let (mark, digest, routes) = (self.mark, self.digest, self.routes);
+        self.send(&Message::Heartbeat { mark, digest, routes, table_epoch });
+    }
+
+    /// A heartbeat is answered. Returns the change of routes that it was sent after.
+    pub(super) fn beat_answered(&mut self, agrees: bool) -> u64 {
+        self.agrees = agrees;
+        if agrees {
+            self.hurry = HURRY.0;
+        }
+        self.heartbeats.pop_front().unwrap_or(0)
+    }
+
+    /// The next heartbeat is to follow soon, but later each time until the shard agrees.
+    pub(super) fn beat_soon(&mut self, now: Nanos) {
+        if self.follows {
+            self.next_heartbeat = self.next_heartbeat.min(now.after(self.hurry));
+            self.hurry = (self.hurry * 2).min(HURRY.1);
+        }
+    }
+
+    /// The shard does not lead what it was told to by this session's table: a heartbeat finds out who is behind.
+    pub(super) fn doubt(&mut self) {
+        if self.follows && self.heartbeats.is_empty() && self.agrees {
+            (self.agrees, self.next_heartbeat) = (false, Nanos(0));
+        }
+    }
+
+    /// The digests of a slot's data ids are asked for.
+    pub(super) fn await_repair(&mut self, slots: usize) {
+        self.repairs += slots;
+    }
+
+    /// What differed in a slot has been told again. A heartbeat follows the last one, for readers wait for it.
+    pub(super) fn repaired(&mut self, now: Nanos) {
+        self.repairs = self.repairs.saturating_sub(1);
+        if self.repairs == 0 {
+            self.beat_soon(now);
+        }
     }
 
     /// The connection stands: say who we are.
@@ -142,7 +279,8 @@ impl Link {
             slot_count,
             session,
             run: self.run,
-            epoch_seen: self.epoch_seen,
+            // Where a table is followed, it alone opens epochs.
+            epoch_seen: if self.follows { 0 } else { self.epoch_seen },
         };
         hello.write(&mut self.out);
     }
@@ -150,7 +288,7 @@ impl Link {
     /// A client holds a list of a later leader than this link knows of. Its word counts in the next greeting, so that a
     /// fresh leader opens a larger epoch; it is not believed beyond a bound, or one client could use the epochs up.
     pub(super) fn hear_epoch(&mut self, epoch: u32) {
-        if epoch <= self.epoch.saturating_add(CLIENT_EPOCHS_AHEAD) {
+        if !self.follows && epoch <= self.epoch.saturating_add(CLIENT_EPOCHS_AHEAD) {
             self.epoch_seen = self.epoch_seen.max(epoch);
         }
     }
@@ -158,6 +296,7 @@ impl Link {
     /// A fresh answer is behind a list that a client holds: the shard has to open a larger epoch. Returns whether it will
     /// be asked to.
     pub(super) fn demand_epoch(&mut self, above: u32) -> bool {
+        debug_assert!(!self.follows, "where a table is followed, it alone opens epochs");
         if above > self.epoch.saturating_add(CLIENT_EPOCHS_AHEAD) {
             return false;
         }
@@ -198,8 +337,9 @@ impl Link {
         (self.answered, self.question_open) = (self.question, false);
         self.wants_greeting = false;
         if !same_run {
-            (self.mark, self.settled) = (0, false);
+            (self.mark, self.settled, self.covered) = (0, false, 0);
             self.confirmed.clear();
+            self.unsettled.clear();
         }
         same_run
     }
@@ -217,6 +357,8 @@ impl Link {
         self.in_flight.clear();
         self.named.clear();
         self.items.clear();
+        self.heartbeats.clear();
+        (self.agrees, self.repairs, self.hurry) = (false, 0, HURRY.0);
     }
 
     /// Queues a change entry. The first of a data id on this connection is preceded by its name.
@@ -228,7 +370,7 @@ impl Link {
             self.close_write();
             self.open = Writes::Ephemeral(Vec::new());
         }
-        self.append(sent.0.0, id, entry);
+        self.append(sent.key.0, id, entry);
         if let Writes::Ephemeral(open) = &mut self.open {
             open.push(sent);
         }
@@ -240,7 +382,7 @@ impl Link {
     /// Queues a change of a persistent registration.
     pub(super) fn write_persistent(
         &mut self,
-        number: u64,
+        (number, epoch): (u64, u32),
         datum: DatumKey,
         id: Option<&DataId>,
         entry: &[u8],
@@ -254,7 +396,7 @@ impl Link {
         }
         self.append(datum, id, entry);
         if let Writes::Persistent(open) = &mut self.open {
-            open.push(number);
+            open.push((number, epoch));
         }
         if self.entries.len() >= WRITE_BYTES {
             self.close_write();

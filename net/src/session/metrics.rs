@@ -1,6 +1,7 @@
 //! Metrics of a session core. Names carry their units; label sets are closed.
 
 use prometheus_client::{
+    encoding::EncodeLabelSet,
     metrics::{
         counter::Counter,
         family::Family,
@@ -11,6 +12,12 @@ use prometheus_client::{
 };
 
 use crate::metrics::Reason;
+
+/// Where a link stands.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct LinkLabel {
+    pub(super) state: &'static str,
+}
 
 /// All metrics of one session core.
 #[derive(Clone)]
@@ -24,7 +31,13 @@ pub struct SessionMetrics {
     pub departures: Gauge,
     pub storm: Gauge,
     pub push_stopped: Gauge,
+    pub ready: Gauge,
     pub links_up: Gauge,
+    pub links: Family<LinkLabel, Gauge>,
+    pub leader_links_down: Gauge,
+    pub leaderless_slots: Gauge,
+    pub table_epoch: Gauge,
+    pub deferred: Gauge,
     pub link_writes_in_flight: Gauge,
     pub frames_received: Counter,
     pub writes_received: Counter,
@@ -48,6 +61,14 @@ pub struct SessionMetrics {
     pub digest_mismatches: Counter,
     pub repaired_datums: Counter,
     pub link_faults: Counter,
+    pub tables_from_nodes: Counter,
+    pub route_changes: Counter,
+    pub moved_writes_resent: Counter,
+    pub slot_moved_answers: Counter,
+    pub deferred_retries: Counter,
+    pub stale_heartbeats: Counter,
+    pub outcomes_of_former_leaders: Counter,
+    pub diffs_of_former_leaders: Counter,
     pub client_errors: Family<Reason, Counter>,
     pub writes_refused: Family<Reason, Counter>,
     pub subscriptions_refused: Family<Reason, Counter>,
@@ -67,7 +88,13 @@ impl SessionMetrics {
             departures: Gauge::default(),
             storm: Gauge::default(),
             push_stopped: Gauge::default(),
+            ready: Gauge::default(),
             links_up: Gauge::default(),
+            links: Family::default(),
+            leader_links_down: Gauge::default(),
+            leaderless_slots: Gauge::default(),
+            table_epoch: Gauge::default(),
+            deferred: Gauge::default(),
             link_writes_in_flight: Gauge::default(),
             frames_received: Counter::default(),
             writes_received: Counter::default(),
@@ -91,6 +118,14 @@ impl SessionMetrics {
             digest_mismatches: Counter::default(),
             repaired_datums: Counter::default(),
             link_faults: Counter::default(),
+            tables_from_nodes: Counter::default(),
+            route_changes: Counter::default(),
+            moved_writes_resent: Counter::default(),
+            slot_moved_answers: Counter::default(),
+            deferred_retries: Counter::default(),
+            stale_heartbeats: Counter::default(),
+            outcomes_of_former_leaders: Counter::default(),
+            diffs_of_former_leaders: Counter::default(),
             client_errors: Family::default(),
             writes_refused: Family::default(),
             subscriptions_refused: Family::default(),
@@ -240,6 +275,7 @@ impl SessionMetrics {
             "Errors on links to data nodes",
             metrics.link_faults.clone(),
         );
+        metrics.register_routes(registry);
         registry.register(
             "session_client_errors",
             "Clients closed for a fault of theirs, by reason",
@@ -261,5 +297,75 @@ impl SessionMetrics {
             metrics.fanout_delay.clone(),
         );
         metrics
+    }
+
+    /// What is about leaders and where they are.
+    fn register_routes(&self, registry: &mut Registry) {
+        registry.register(
+            "session_ready",
+            "1 when all links to leaders are up and, where a slot table is followed, there is one",
+            self.ready.clone(),
+        );
+        registry.register("session_links", "Links to data node shards, by state", self.links.clone());
+        registry.register(
+            "session_leader_links_down",
+            "Links that are not up although their shards lead slots",
+            self.leader_links_down.clone(),
+        );
+        registry.register(
+            "session_leaderless_slots",
+            "Slots of which nobody is known to lead them: writes and subscriptions of theirs wait",
+            self.leaderless_slots.clone(),
+        );
+        registry.register(
+            "session_table_epoch",
+            "Epoch of the slot table that is followed; 0: none yet, or routes are configured",
+            self.table_epoch.clone(),
+        );
+        registry.register(
+            "session_deferred",
+            "Writes and interests that a data node did not know to lead the slot of, and that wait to be told again",
+            self.deferred.clone(),
+        );
+        registry.register(
+            "session_tables_from_nodes",
+            "Slot tables that a data node told before the control plane did",
+            self.tables_from_nodes.clone(),
+        );
+        registry.register(
+            "session_route_changes",
+            "Slots that got another leader, or the same one in another epoch",
+            self.route_changes.clone(),
+        );
+        registry.register(
+            "session_moved_writes_resent",
+            "Writes without an answer that were sent again because their slot got another leader",
+            self.moved_writes_resent.clone(),
+        );
+        registry.register(
+            "session_slot_moved_answers",
+            "Writes and interests that a data node did not know to lead the slot of",
+            self.slot_moved_answers.clone(),
+        );
+        registry.register(
+            "session_deferred_retries",
+            "Times that what waited for a slot was told again",
+            self.deferred_retries.clone(),
+        );
+        registry.register(
+            "session_stale_heartbeats",
+            "Heartbeats that found a data node to lead other slots than this session takes it to",
+            self.stale_heartbeats.clone(),
+        );
+        registry.register(
+            "session_outcomes_of_former_leaders",
+            "Outcomes of writes that did not count, for the slot had got another leader meanwhile",
+            self.outcomes_of_former_leaders.clone(),
+        );
+        registry.register(
+            "session_diffs_of_former_leaders",
+            "Diffs and snapshots that did not count, for they did not come from the slot's leader",
+            self.diffs_of_former_leaders.clone(),
+        );
     }
 }

@@ -22,11 +22,19 @@ mod admission;
 
 mod link;
 
+mod routes;
+
+mod following;
+
 mod core;
 
 mod subscribe;
 
 mod publish;
+
+mod heartbeats;
+
+mod moves;
 
 mod news;
 

@@ -16,7 +16,6 @@ use crate::io::ring::ConnId;
 
 /// One write.
 pub(super) struct Undecided {
-    pub(super) shard: usize,
     pub(super) datum: DatumKey,
     /// The name that a put needs.
     pub(super) id: Option<DataId>,
@@ -71,10 +70,9 @@ impl Persistents {
         Some(write)
     }
 
-    /// Everything of a shard, in its order.
-    pub(super) fn of_shard(&self, shard: usize) -> impl Iterator<Item = (u64, &Undecided)> {
-        let all = self.undecided.iter().map(|(number, write)| (*number, write));
-        all.filter(move |(_, write)| write.shard == shard)
+    /// Everything, in its order.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (u64, &Undecided)> {
+        self.undecided.iter().map(|(number, write)| (*number, write))
     }
 
     /// A connection is gone, and with it who waited.

@@ -1,12 +1,9 @@
 //! Publishing: from a client's write frame to the data node's decision and back, and the repair of what got lost between.
 
-use std::collections::BTreeMap;
-
 use slotcast_engine::{
     batch::{ChangeKind, Entry},
-    digest::{self, Digest},
     error::Refusal,
-    id::{ClientId, DataId, DatumKey, Nanos, RegisterId, SessionId, SlotId},
+    id::{ClientId, DataId, DatumKey, Nanos, RegisterId},
     record::RecordError,
 };
 
@@ -14,13 +11,13 @@ use crate::{
     io::ring::ConnId,
     session::{
         core::{ClientFault, Session},
-        link::Writes,
+        link::{Sent, Writes},
+        moves::Again,
         persistent::{Undecided, unowned},
+        registrations::Accepted,
+        routes::Route,
     },
-    wire::{
-        Message,
-        message::{Outcomes, SubscribeItem},
-    },
+    wire::{Message, message::Outcomes},
 };
 
 /// Write frames of one client that may wait for their outcomes.
@@ -95,8 +92,9 @@ impl Session {
     ) -> Result<(), Refusal> {
         let change = entry.change;
         let key = (change.datum, change.register);
-        let shard = self.config.routes.shard_of(change.datum);
-        if self.links[shard].out.len() > self.config.link_buffer_max {
+        if let Some(link) = self.routes.link_of(change.datum)
+            && self.links[link].out.len() > self.config.link_buffer_max
+        {
             return Err(Refusal::Overloaded);
         }
         if change.is_persistent() {
@@ -127,9 +125,18 @@ impl Session {
             }
             ChangeKind::Name | ChangeKind::Touch | ChangeKind::Forget => return Err(Refusal::RecordInvalid),
         };
-        accepted.update(&mut self.links[shard].digest);
-        self.forward(shard, key);
+        self.account(change.datum, &accepted);
+        self.forward(key);
         Ok(())
+    }
+
+    /// Brings the digests of a data id's slot and of its leader's link up to date.
+    fn account(&mut self, datum: DatumKey, accepted: &Accepted) {
+        let slot = self.routes.slot(datum);
+        accepted.update(self.routes.digest_mut(slot));
+        if let Some(link) = self.routes.of(slot).link {
+            accepted.update(&mut self.links[link].digest);
+        }
     }
 
     /// What holds for every put: its data id has been named, and its record is whole and the client's own.
@@ -171,17 +178,19 @@ impl Session {
         if self.persistents.of_client(conn) >= self.config.publishers_max as usize {
             return Err(Refusal::Overloaded);
         }
-        let (shard, entry) = (self.config.routes.shard_of(change.datum), unowned(entry)?);
-        let write = Undecided { shard, datum: change.datum, id, entry, conn, sequence, index };
+        let entry = unowned(entry)?;
+        let write = Undecided { datum: change.datum, id, entry, conn, sequence, index };
         let number = self.persistents.add(write);
         self.forward_persistent(number);
         Ok(())
     }
 
-    fn forward_persistent(&mut self, number: u64) {
-        if let Some(write) = self.persistents.get(number) {
-            let link = &mut self.links[write.shard];
-            link.write_persistent(number, write.datum, write.id.as_ref(), &write.entry);
+    /// Sends an undecided write to its slot's leader, if there is one.
+    pub(super) fn forward_persistent(&mut self, number: u64) {
+        if let Some(write) = self.persistents.get(number)
+            && let Route { link: Some(link), epoch, .. } = self.routes.of_datum(write.datum)
+        {
+            self.links[link].write_persistent((number, epoch), write.datum, write.id.as_ref(), &write.entry);
         }
     }
 
@@ -195,47 +204,62 @@ impl Session {
         Ok(())
     }
 
-    /// Sends the entry of a registration as it stands.
-    fn forward(&mut self, shard: usize, key: (DatumKey, RegisterId)) {
+    /// Sends the entry of a registration as it stands to its slot's leader. Where there is none, the next one is told.
+    pub(super) fn forward(&mut self, key: (DatumKey, RegisterId)) {
+        let Route { link: Some(link), epoch, .. } = self.routes.of_datum(key.0) else { return };
         let Some(bytes) = self.registrations.entry(key) else { return };
         let Ok(entry) = Entry::read(bytes) else { return };
         let id = self.published_names.get(&key.0).map(|(id, _)| id);
-        self.links[shard].write((key, entry.change.version), id, bytes);
+        self.links[link].write(Sent { key, version: entry.change.version, epoch }, id, bytes);
     }
 
     /// The registrations of a client that left, unless they belong to another connection by now.
     pub(super) fn remove_published(&mut self, conn: ConnId, published: &[(DatumKey, RegisterId)]) {
         for key in published {
-            let shard = self.config.routes.shard_of(key.0);
             if let Some(accepted) = self.registrations.depart(self.config.id, *key, conn) {
-                accepted.update(&mut self.links[shard].digest);
+                self.account(key.0, &accepted);
                 self.metrics.departed_publishers.inc();
-                self.forward(shard, *key);
+                self.forward(*key);
             }
         }
     }
 
     /// A data node has decided on a write frame.
-    pub(super) fn decided(&mut self, shard: usize, sequence: u64, outcomes: Outcomes<'_>) {
-        let Some(sent) = self.links[shard].decided(sequence) else { return };
+    pub(super) fn decided(&mut self, number: usize, sequence: u64, outcomes: Outcomes<'_>, now: Nanos) {
+        let Some(sent) = self.links[number].decided(sequence) else { return };
         if let Some(epoch) = outcomes.iter().flatten().map(|revision| revision.epoch()).max() {
-            let link = &mut self.links[shard];
+            let link = &mut self.links[number];
             link.epoch_seen = link.epoch_seen.max(epoch);
         }
         let sent = match sent {
             Writes::Ephemeral(sent) => sent,
-            Writes::Persistent(numbers) => return self.decided_persistent(&numbers, outcomes),
+            Writes::Persistent(sent) => return self.decided_persistent(number, &sent, outcomes, now),
         };
-        for ((key, version), outcome) in sent.into_iter().zip(outcomes.iter()) {
-            if outcome == Err(Refusal::NameUnknown) {
-                self.links[shard].forget_name(key.0);
-                self.forward(shard, key);
+        let follows = self.following.is_some();
+        for (Sent { key, version, epoch }, outcome) in sent.into_iter().zip(outcomes.iter()) {
+            let slot = self.routes.slot(key.0);
+            if !self.routes.of(slot).is(number, epoch) {
+                // The slot has another leader, who has been told of the write and decides.
+                self.metrics.outcomes_of_former_leaders.inc();
                 continue;
+            }
+            match outcome {
+                Err(Refusal::NameUnknown) => {
+                    self.links[number].forget_name(key.0);
+                    self.forward(key);
+                    continue;
+                }
+                Err(Refusal::SlotMoved) if follows => {
+                    self.defer(number, key.0, Again::Write(key.0, key.1), now);
+                    continue;
+                }
+                Ok(_) if !self.deferred.is_empty() => self.deferred.release(|other| other == slot),
+                _ => {}
             }
             let held = self.registrations.entry(key).is_some();
             let (waiters, lost) = self.registrations.decide(key, version, outcome);
-            if let Some(lost) = lost {
-                self.links[shard].digest.remove(lost);
+            if lost.is_some() {
+                self.account(key.0, &Accepted { lost, gained: None });
             }
             let given_up = held && self.registrations.entry(key).is_none();
             if given_up {
@@ -256,16 +280,28 @@ impl Session {
         }
     }
 
-    fn decided_persistent(&mut self, numbers: &[u64], outcomes: Outcomes<'_>) {
-        for (number, outcome) in numbers.iter().zip(outcomes.iter()) {
-            if outcome == Err(Refusal::NameUnknown)
-                && let Some(write) = self.persistents.get(*number)
-            {
-                self.links[write.shard].forget_name(write.datum);
-                self.forward_persistent(*number);
+    fn decided_persistent(&mut self, number: usize, sent: &[(u64, u32)], outcomes: Outcomes<'_>, now: Nanos) {
+        let follows = self.following.is_some();
+        for ((write_number, epoch), outcome) in sent.iter().zip(outcomes.iter()) {
+            let Some(write) = self.persistents.get(*write_number) else { continue };
+            let datum = write.datum;
+            if !self.routes.of_datum(datum).is(number, *epoch) {
+                self.metrics.outcomes_of_former_leaders.inc();
                 continue;
             }
-            let Some(write) = self.persistents.take(*number) else { continue };
+            match outcome {
+                Err(Refusal::NameUnknown) => {
+                    self.links[number].forget_name(datum);
+                    self.forward_persistent(*write_number);
+                    continue;
+                }
+                Err(Refusal::SlotMoved) if follows => {
+                    self.defer(number, datum, Again::Persistent(*write_number), now);
+                    continue;
+                }
+                _ => {}
+            }
+            let Some(write) = self.persistents.take(*write_number) else { continue };
             let index = write.conn.index();
             if let Some(client) = self.client(index).filter(|client| client.conn == write.conn)
                 && client.resolve(write.sequence, write.index, outcome)
@@ -285,101 +321,42 @@ impl Session {
     }
 
     /// A link is up: tell the shard everything that it should hold.
-    pub(super) fn replay(&mut self, shard: usize) {
-        let routes = &self.config.routes;
-        let link = &mut self.links[shard];
+    pub(super) fn replay(&mut self, number: usize) {
+        let routes = &self.routes;
+        let link = &mut self.links[number];
         for (key, version, entry) in self.registrations.entries() {
-            if routes.shard_of(key.0) == shard {
-                link.write((key, version), self.published_names.get(&key.0).map(|(id, _)| id), entry);
+            let route = routes.of_datum(key.0);
+            if route.link == Some(number) {
+                let id = self.published_names.get(&key.0).map(|(id, _)| id);
+                link.write(Sent { key, version, epoch: route.epoch }, id, entry);
             }
         }
-        for (number, write) in self.persistents.of_shard(shard) {
-            link.write_persistent(number, write.datum, write.id.as_ref(), &write.entry);
+        for (write_number, write) in self.persistents.iter() {
+            let route = routes.of_datum(write.datum);
+            if route.link == Some(number) {
+                link.write_persistent(
+                    (write_number, route.epoch),
+                    write.datum,
+                    write.id.as_ref(),
+                    &write.entry,
+                );
+            }
         }
     }
 
-    /// Tells the shard at intervals that this session lives, and the digest of what it should hold.
-    pub(super) fn heartbeat(&mut self, shard: usize, now: Nanos) {
-        let link = &mut self.links[shard];
-        if link.is_up() && now >= link.next_heartbeat {
-            link.next_heartbeat = now.after(self.config.heartbeat_interval);
-            link.unanswered_since.get_or_insert(now);
-            let message =
-                Message::Heartbeat { mark: link.mark, digest: link.digest, routes: 0, table_epoch: 0 };
-            link.send(&message);
-            self.metrics.link_writes_in_flight.set(link.in_flight() as i64);
-        }
-    }
-
-    /// The answer to a heartbeat. Where the digests differ, the slots that do are looked at closer.
-    pub(super) fn heartbeat_answered(
-        &mut self,
-        shard: usize,
-        mark: u64,
-        confirmed: Vec<SessionId>,
-        settled: bool,
-        differs: Option<Vec<(SlotId, Digest)>>,
-    ) {
-        let link = &mut self.links[shard];
-        link.mark = mark;
-        link.confirmed = confirmed.into_iter().collect();
-        if settled && !std::mem::replace(&mut link.settled, settled) {
-            self.vouch(shard);
-        }
-        let link = &self.links[shard];
-        let due = self.cache.retained_due(shard, |owner| settled || link.confirmed.contains(&owner));
-        for number in due {
-            if let Some(datum) = self.cache.get(number) {
-                let ask = SubscribeItem {
-                    id: datum.id.clone(),
-                    since: slotcast_engine::id::Revision::ZERO,
-                    digest: 0,
-                };
-                self.links[shard].subscribe(ask);
+    /// Tells a data id's leader every registration that is held of it, and that these are all.
+    pub(super) fn tell_all_of(&mut self, datum: DatumKey) {
+        let Route { link: Some(number), epoch, .. } = self.routes.of_datum(datum) else { return };
+        let link = &mut self.links[number];
+        let mut registers = Vec::new();
+        for (register, version, entry, is_live) in self.registrations.of_datum(datum) {
+            let id = self.published_names.get(&datum).map(|(id, _)| id);
+            link.write(Sent { key: (datum, register), version, epoch }, id, entry);
+            if is_live {
+                registers.push(register);
             }
         }
-        let Some(theirs) = differs else { return };
-        self.metrics.digest_mismatches.inc();
-        let theirs: BTreeMap<SlotId, Digest> = theirs.into_iter().collect();
-        let differences = digest::compare(&self.slot_digests(shard), &theirs);
-        for slot in differences.added.into_iter().chain(differences.updated).chain(differences.removed) {
-            self.links[shard].send(&Message::DigestRequest(slot));
-        }
-    }
-
-    fn slot_digests(&self, shard: usize) -> BTreeMap<SlotId, Digest> {
-        let routes = &self.config.routes;
-        let mut slots: BTreeMap<SlotId, Digest> = BTreeMap::new();
-        for (datum, digest) in self.registrations.datum_digests(DatumKey(0), DatumKey(u64::MAX)) {
-            if routes.shard_of(datum) == shard {
-                let sum = slots.entry(datum.slot(routes.slot_count)).or_default();
-                sum.sum = sum.sum.wrapping_add(digest.sum);
-                sum.count += digest.count;
-            }
-        }
-        slots
-    }
-
-    /// The shard's digests per data id of one slot: whatever differs is told again, completely.
-    pub(super) fn repair(&mut self, shard: usize, slot: SlotId, digests: Vec<(DatumKey, Digest)>) {
-        let width = u64::MAX / u64::from(self.config.routes.slot_count);
-        let first = DatumKey(u64::from(slot.0) * (width + 1));
-        let last = DatumKey(first.0 + width);
-        let mine = self.registrations.datum_digests(first, last);
-        let differences = digest::compare(&mine, &digests.into_iter().collect());
-        let (names, registrations) = (&self.published_names, &self.registrations);
-        let link = &mut self.links[shard];
-        for datum in differences.added.into_iter().chain(differences.updated).chain(differences.removed) {
-            self.metrics.repaired_datums.inc();
-            let mut registers = Vec::new();
-            for (register, version, entry, is_live) in registrations.of_datum(datum) {
-                link.write(((datum, register), version), names.get(&datum).map(|(id, _)| id), entry);
-                if is_live {
-                    registers.push(register);
-                }
-            }
-            link.send(&Message::Holds { datum, registers });
-        }
+        link.send(&Message::Holds { datum, registers });
     }
 }
 

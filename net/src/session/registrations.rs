@@ -186,6 +186,17 @@ impl Registrations {
         self.by_key.iter().map(|(key, held)| (*key, held.version, &*held.entry))
     }
 
+    /// What is held of a range of keys and has no outcome yet: puts that somebody waits for, and removals.
+    pub(super) fn unanswered(
+        &self,
+        first: DatumKey,
+        last: DatumKey,
+    ) -> impl Iterator<Item = ((DatumKey, RegisterId), Version, &[u8])> {
+        let range = (first, RegisterId(0))..=(last, RegisterId(u64::MAX));
+        let open = self.by_key.range(range).filter(|(_, held)| !held.is_live || !held.waiters.is_empty());
+        open.map(|(key, held)| (*key, held.version, &*held.entry))
+    }
+
     /// Everything held of one data id.
     pub(super) fn of_datum(
         &self,

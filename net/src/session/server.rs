@@ -16,6 +16,10 @@ use crate::{
     session::{Session, SessionConfig, config::Routes, metrics::SessionMetrics, operations::SessionPost},
 };
 
+/// Links for which a core has sockets where the data nodes are those of a slot table. A link beyond them cannot connect, which
+/// is logged and leaves the session not ready.
+const TABLE_LINKS_MAX: usize = 4096;
+
 /// What a session process is told at its start.
 #[derive(Debug, Clone)]
 pub struct SessionOptions {
@@ -39,8 +43,8 @@ pub struct SessionServer {
     pub addr: SocketAddr,
     /// Metrics of each core.
     pub metrics: Vec<SessionMetrics>,
-    /// Shards that each core links to.
-    pub links: usize,
+    /// Shards that each core links to; `None`: those of the slot table.
+    pub links: Option<usize>,
     /// Where each core is asked at run time.
     pub operations: Vec<SessionPost>,
     pumps: Vec<Pump>,
@@ -49,8 +53,9 @@ pub struct SessionServer {
 impl SessionServer {
     /// Binds the port and starts the cores.
     pub fn start(options: &SessionOptions, registry: &mut Registry) -> anyhow::Result<Self> {
+        let links = options.session.meta.is_none().then_some(options.session.routes.shards.len());
         let ring = RingConfig {
-            sockets_max: options.session.clients_max + options.session.routes.shards.len() + 64,
+            sockets_max: options.session.clients_max + links.unwrap_or(TABLE_LINKS_MAX) + 64,
             send_buffer_bytes: Some(options.client_send_buffer),
             congestion_control: options.client_congestion_control.clone(),
             recv_buffers: 1024,
@@ -63,7 +68,6 @@ impl SessionServer {
         };
         let listeners = pump::listen(options.listen, options.cores, &ring)?;
         let addr = listeners.first().context("no listener")?.local_addr()?;
-        let links = options.session.routes.shards.len();
         let mut server = Self { addr, metrics: Vec::new(), links, operations: Vec::new(), pumps: Vec::new() };
         for (core, listener) in listeners.into_iter().enumerate() {
             let metrics = SessionMetrics::new(registry, core as u32);
@@ -90,9 +94,9 @@ impl SessionServer {
         Ok(server)
     }
 
-    /// Whether every core has all its links.
+    /// Whether every core has all its links: those to leaders, where a slot table is followed.
     pub fn is_ready(&self) -> bool {
-        self.metrics.iter().all(|metrics| metrics.links_up.get() as usize == self.links)
+        readiness(self.links, &self.metrics).is_ok()
     }
 
     /// Whether a core has ended by itself.
@@ -105,6 +109,35 @@ impl SessionServer {
         self.pumps.iter().for_each(Pump::stop);
         self.pumps.into_iter().try_for_each(Pump::join)
     }
+}
+
+/// Whether cores with these metrics can serve: what is wrong, or what there is to be said all the same.
+pub(crate) fn readiness(links: Option<usize>, cores: &[SessionMetrics]) -> Result<Option<String>, String> {
+    let leaderless = match links {
+        Some(links) => {
+            let up: i64 = cores.iter().map(|core| core.links_up.get()).sum();
+            let wanted = links * cores.len();
+            if up as usize != wanted {
+                return Err(format!("{up} of {wanted} links are up"));
+            }
+            0
+        }
+        None => {
+            let without = cores.iter().filter(|core| core.table_epoch.get() == 0).count();
+            if without > 0 {
+                return Err(format!("{without} of {} cores have no slot table yet", cores.len()));
+            }
+            let down: i64 = cores.iter().map(|core| core.leader_links_down.get()).sum();
+            if cores.iter().any(|core| core.ready.get() == 0) {
+                return Err(format!("{down} links to data nodes that lead slots are not up"));
+            }
+            cores.iter().map(|core| core.leaderless_slots.get()).max().unwrap_or(0)
+        }
+    };
+    if cores.iter().any(|core| core.push_stopped.get() != 0) {
+        return Ok(Some("an operator has stopped pushes: slotcast ctl resume-push lets them go on".into()));
+    }
+    Ok((leaderless > 0).then(|| format!("{leaderless} slots have no leader: their writes and subscriptions wait")))
 }
 
 impl Routes {

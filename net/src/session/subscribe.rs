@@ -1,22 +1,30 @@
 //! Subscriptions: who wants which data id, what the data nodes are asked for, and what comes back.
 
+use std::collections::BTreeSet;
+
 use slotcast_engine::{
     diff::Diff,
     error::Refusal,
-    id::{DatumKey, Nanos, Revision},
+    id::{DatumKey, Nanos, Revision, SlotId},
 };
 
 use crate::{
     session::{
-        cache::{Applied, Datum, Resumed, Waiting},
+        cache::{Applied, Datum, Lineage, Resumed, Waiting},
         client::{AWAITING, Client, Subscription, VACANT},
         core::{Peer, Session},
+        heartbeats::Word,
+        moves::Again,
     },
     wire::{
         Message,
         message::{SubscribeItem, write_diff},
     },
 };
+
+/// Answers that do not reach what a subscriber claims to hold, after which the claim is of a history that is gone: if the
+/// leader has led for a lease by then, and the control plane knows of no other.
+const IN_VAIN_MAX: u32 = 16;
 
 impl Session {
     /// A client wants data ids.
@@ -62,10 +70,11 @@ impl Session {
         let number = match known {
             Some(number) => number,
             None => {
-                let shard = self.config.routes.shard_of(key);
-                let number = self.cache.insert(item.id.clone(), shard);
-                let ask = SubscribeItem { id: item.id, since: Revision::ZERO, digest: 0 };
-                self.links[shard].subscribe(ask);
+                let number = self.cache.insert(item.id.clone(), self.routes.slot(key));
+                if let Some(link) = self.routes.link_of(key) {
+                    let ask = SubscribeItem { id: item.id, since: Revision::ZERO, digest: 0 };
+                    self.links[link].subscribe(ask);
+                }
                 number
             }
         };
@@ -93,8 +102,10 @@ impl Session {
     /// Decides how a subscriber that claims to hold `since` is served.
     pub(super) fn settle(&mut self, index: u32, number: u32, since: Revision, digest: u64) {
         let Some(datum) = self.cache.get(number) else { return };
-        let (known, shard, revision) = (datum.known, datum.shard, datum.revision);
-        self.links[shard].hear_epoch(since.epoch());
+        let (known, slot, revision) = (datum.known, datum.slot, datum.revision);
+        if let Some(link) = self.routes.of(slot).link {
+            self.links[link].hear_epoch(since.epoch());
+        }
         let resumed = if known { self.cache.resume(number, since, digest) } else { Resumed::Ahead };
         let sent = match resumed {
             Resumed::Snapshot => Revision::ZERO,
@@ -138,13 +149,16 @@ impl Session {
     }
 
     fn wait(&mut self, index: u32, number: u32, since: Revision, digest: u64) {
+        let follows = self.following.is_some();
         let Some(datum) = self.cache.get_mut(number) else { return };
         datum.waiting.retain(|waiting| waiting.client != index);
-        let asked = datum.known.then(|| {
-            let link = &mut self.links[datum.shard];
-            link.ask(SubscribeItem { id: datum.id.clone(), since: datum.since(link.run), digest: 0 })
+        let link = self.routes.of(datum.slot).link.filter(|_| datum.known);
+        let asked = link.map(|link| {
+            let link = &mut self.links[link];
+            let since = datum.since((!follows).then_some(link.run));
+            link.ask(SubscribeItem { id: datum.id.clone(), since, digest: 0 })
         });
-        datum.waiting.push(Waiting { client: index, since, digest, asked });
+        datum.waiting.push(Waiting { client: index, since, digest, asked, in_vain: 0 });
     }
 
     /// A client no longer wants data ids.
@@ -199,26 +213,35 @@ impl Session {
             self.idle.pop_front();
             if self.cache.get(number).is_some_and(|datum| datum.idle_since == Some(since))
                 && let Some(datum) = self.cache.remove(number)
+                && let Some(link) = self.routes.of(datum.slot).link
             {
-                self.links[datum.shard].send(&Message::Unsubscribe(vec![datum.id.key()]));
+                self.links[link].send(&Message::Unsubscribe(vec![datum.id.key()]));
             }
         }
     }
 
-    /// A link is up: ask for every data id of that shard, from where the cache stands if that is of the shard's run.
-    pub(super) fn ask_all(&mut self, shard: usize) {
-        let (cache, links) = (&self.cache, &mut self.links);
-        for (_, datum) in cache.iter().filter(|(_, datum)| datum.shard == shard) {
-            let since = datum.since(links[shard].run);
-            links[shard].subscribe(SubscribeItem { id: datum.id.clone(), since, digest: 0 });
+    /// A link is up: ask for every data id of that shard, from where the cache stands if the shard can go on from there.
+    pub(super) fn ask_all(&mut self, number: usize) {
+        let follows = self.following.is_some();
+        let (cache, routes, link) = (&self.cache, &self.routes, &mut self.links[number]);
+        for (_, datum) in cache.iter().filter(|(_, datum)| routes.of(datum.slot).link == Some(number)) {
+            let since = datum.since((!follows).then_some(link.run));
+            link.subscribe(SubscribeItem { id: datum.id.clone(), since, digest: 0 });
         }
     }
 
-    /// A data node will not serve a data id under this name.
-    pub(super) fn interest_refused(&mut self, key: DatumKey, code: u16) {
+    /// A data node will not serve a data id under this name, or does not know that it is to.
+    pub(super) fn interest_refused(&mut self, link: usize, key: DatumKey, code: u16, now: Nanos) {
         let Some(number) = self.cache.find(key) else { return };
         let Some(datum) = self.cache.get(number) else { return };
         let refusal = Refusal::from_code(code).unwrap_or(Refusal::RecordInvalid);
+        if self.routes.of(datum.slot).link != Some(link) {
+            // The slot has another leader, who has been asked.
+            return;
+        }
+        if refusal == Refusal::SlotMoved && self.following.is_some() {
+            return self.defer(link, key, Again::Interest(key), now);
+        }
         for index in datum.subscribers.clone() {
             self.metrics.subscriptions_refused.get_or_create(&refusal.into()).inc();
             if let Some(client) = self.client(index as usize) {
@@ -234,21 +257,38 @@ impl Session {
     }
 
     /// A diff or snapshot from a data node.
-    pub(super) fn take_diff(&mut self, shard: usize, diff: &Diff<'_>, now: Nanos) {
+    pub(super) fn take_diff(&mut self, number: usize, diff: &Diff<'_>, now: Nanos) {
         self.metrics.diffs_received.inc();
-        let Some(number) = self.cache.find(diff.datum) else { return };
-        let link = &self.links[shard];
-        let epoch = diff.to.epoch();
-        let settled = link.settled;
-        let applied = self.cache.apply(number, diff, link.run, |owner| {
-            link.settled || link.confirmed.contains(&owner) || owner == self.config.id
-        });
-        self.links[shard].epoch_seen = self.links[shard].epoch_seen.max(epoch);
+        let Some(cached) = self.cache.find(diff.datum) else { return };
+        let slot = self.routes.slot(diff.datum);
+        let (route, epoch) = (self.routes.of(slot), diff.to.epoch());
+        if route.link != Some(number) {
+            self.metrics.diffs_of_former_leaders.inc();
+            return;
+        }
+        let applied = if self.following.is_some() {
+            // Who leads in an epoch that the table here does not know has not been heard on whose absence counts.
+            let word = Word::of(&self.links, slot, &route).map(|word| word.about(epoch, &route));
+            let registrations = &self.registrations;
+            self.cache.apply(cached, diff, Lineage::Leader, |owner, register| {
+                if owner == self.config.id {
+                    // What was acknowledged is not sent again to a new leader, which may still lack it.
+                    return !registrations.holds((diff.datum, register));
+                }
+                word.as_ref().is_some_and(|word| word.accounts_for(owner))
+            })
+        } else {
+            let link = &self.links[number];
+            self.cache.apply(cached, diff, Lineage::Run(link.run), |owner, _| {
+                link.settled || link.confirmed.contains_key(&owner) || owner == self.config.id
+            })
+        };
+        self.links[number].epoch_seen = self.links[number].epoch_seen.max(epoch);
         match applied {
             Applied::Changed => {
                 self.insight.changed(diff.datum);
                 self.diff_received_at.get_or_insert(now);
-                self.notify(number);
+                self.notify(cached);
             }
             Applied::Unchanged => {
                 self.metrics.diffs_without_change.inc();
@@ -258,22 +298,23 @@ impl Session {
             }
             Applied::Gap => {
                 self.metrics.diff_gaps.inc();
-                if let Some(datum) = self.cache.get(number) {
+                if let Some(datum) = self.cache.get(cached) {
                     let ask = SubscribeItem { id: datum.id.clone(), since: Revision::ZERO, digest: 0 };
-                    self.links[shard].subscribe(ask);
+                    self.links[number].subscribe(ask);
                 }
             }
         }
-        if settled && applied != Applied::Gap {
-            let provisional = self.cache.get_mut(number).map(Datum::vouch).unwrap_or_default();
-            provisional.into_iter().for_each(|index| self.send_whole(index, number));
+        let is_vouched = route.is_vouched && (self.following.is_none() || epoch == route.epoch);
+        if is_vouched && applied != Applied::Gap {
+            let provisional = self.cache.get_mut(cached).map(Datum::vouch).unwrap_or_default();
+            provisional.into_iter().for_each(|index| self.send_whole(index, cached));
         }
-        self.settle_waiting(number);
+        self.settle_waiting(cached, now);
     }
 
-    /// A shard's run has waited for everybody.
-    pub(super) fn vouch(&mut self, shard: usize) {
-        for (index, number) in self.cache.vouch(shard) {
+    /// The leaders of slots have waited for everybody.
+    pub(super) fn vouch(&mut self, slots: &BTreeSet<SlotId>) {
+        for (index, number) in self.cache.vouch(slots) {
             self.send_whole(index, number);
         }
     }
@@ -298,35 +339,56 @@ impl Session {
     }
 
     /// Answers those who waited for the data id to be known, or to reach their revision.
-    fn settle_waiting(&mut self, number: u32) {
+    fn settle_waiting(&mut self, number: u32, now: Nanos) {
+        let follows = self.following.is_some();
         let Some(datum) = self.cache.get_mut(number) else { return };
         if !datum.known || datum.waiting.is_empty() {
             return;
         }
-        let (revision, shard) = (datum.revision, datum.shard);
+        let (revision, route) = (datum.revision, self.routes.of(datum.slot));
+        let Some(link_number) = route.link else { return };
         for mut waiting in std::mem::take(&mut datum.waiting) {
             if !matches!(self.peers.get(waiting.client as usize), Some(Peer::Client(_))) {
                 continue;
             }
-            let Some(datum) = self.cache.get_mut(number) else { return };
-            let link = &mut self.links[shard];
             let mut since = waiting.since;
             if since > revision {
-                let fresh = waiting.asked.is_some_and(|question| question <= link.answered);
-                if !fresh || link.demand_epoch(since.epoch()) {
+                let answered = self.links[link_number].answered;
+                let fresh = waiting.asked.is_some_and(|question| question <= answered);
+                waiting.in_vain += u32::from(fresh);
+                let waits = if follows {
+                    !(waiting.in_vain >= IN_VAIN_MAX && route.is_vouched && self.is_in_touch())
+                } else {
+                    !fresh || self.links[link_number].demand_epoch(since.epoch())
+                };
+                if waits {
                     // What came is older than the question. Or it is an answer, and the claim is of a history that no
-                    // longer exists: then a larger epoch has to be opened first, or the client would be led back.
+                    // longer exists: then a larger epoch has to be opened first, or the client would be led back. Who
+                    // follows a table may also have heard of the next leader later than the client has.
                     if waiting.asked.is_none() || fresh {
-                        let since = datum.since(link.run);
-                        let ask = SubscribeItem { id: datum.id.clone(), since, digest: 0 };
-                        waiting.asked = Some(link.ask(ask));
+                        waiting.asked = self.ask_again(number, link_number, now);
                     }
-                    datum.waiting.push(waiting);
+                    if let Some(datum) = self.cache.get_mut(number) {
+                        datum.waiting.push(waiting);
+                    }
                     continue;
                 }
                 since = Revision::ZERO;
             }
             self.settle(waiting.client, number, since, waiting.digest);
         }
+    }
+
+    /// Asks a data id's leader whether it has got further; returns the number of the question. Where a table is followed it is
+    /// asked after a pause, for it is the table that has to change.
+    fn ask_again(&mut self, number: u32, link: usize, now: Nanos) -> Option<u64> {
+        let datum = self.cache.get(number)?;
+        if self.following.is_some() {
+            self.deferred.add(datum.slot, Again::Interest(datum.id.key()), now);
+            return None;
+        }
+        let link = &mut self.links[link];
+        let since = datum.since(Some(link.run));
+        Some(link.ask(SubscribeItem { id: datum.id.clone(), since, digest: 0 }))
     }
 }

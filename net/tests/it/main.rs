@@ -22,6 +22,9 @@ mod tiny_session;
 mod durable;
 
 mod meta;
+
+mod moves;
+
 mod operations;
 
 mod local;
