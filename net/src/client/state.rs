@@ -26,7 +26,7 @@ use crate::{
     },
 };
 
-/// First and longest pause before the next connect.
+/// First and longest pause before the next connect. It grows when all sessions have been tried.
 const RETRY: (u64, u64) = (Nanos::SECOND / 20, 5 * Nanos::SECOND);
 /// Time between two pings.
 const PING_INTERVAL: u64 = 20 * Nanos::SECOND;
@@ -34,6 +34,8 @@ const PING_INTERVAL: u64 = 20 * Nanos::SECOND;
 const SILENCE_MAX: u64 = 60 * Nanos::SECOND;
 /// A session that has not said welcome for this long after the connect began is given up.
 const CONNECT_MAX: u64 = 10 * Nanos::SECOND;
+/// The same for one that does not even take the connection, where there are others: its machine may be gone.
+const DIAL_MAX: u64 = 3 * Nanos::SECOND;
 /// Bytes waiting for the socket above which nothing more is written into it for now.
 const OUT_BYTES_MAX: usize = 1024 * 1024;
 /// Updates that may wait for the application; beyond, a data id gets one snapshot when there is room.
@@ -42,7 +44,8 @@ pub(super) const UPDATES_MAX: usize = 1024;
 /// What a client is told at its start.
 #[derive(Debug, Clone)]
 pub struct ClientConfig {
-    /// The sessions; one is used at a time.
+    /// The sessions; one is used at a time, and when it fails the next. Which is tried first depends on the identity, so that
+    /// clients with one list spread over it.
     pub sessions: Vec<SocketAddr>,
     /// Who this is; the same number over all connections of one process. 0: chosen at the start.
     pub client: ClientId,
@@ -157,7 +160,8 @@ pub struct ClientState {
     sessions: Vec<SocketAddr>,
     next_session: usize,
     link: Link,
-    retry: u64,
+    /// Attempts since a session last said welcome.
+    failures: u32,
     /// How long the session asked to wait before the next connect; zero: it did not say.
     asked_pause: u64,
     attach: u32,
@@ -191,7 +195,7 @@ impl ClientState {
             sessions: config.sessions.clone(),
             next_session: (mix64(id.0) % config.sessions.len().max(1) as u64) as usize,
             link: Link::Down(Nanos(0)),
-            retry: RETRY.0,
+            failures: 0,
             asked_pause: 0,
             attach: 0,
             sequence: 0,
@@ -449,7 +453,12 @@ impl ClientState {
             }
             Message::Error { code, retry_after_ms, text } => {
                 let label = ErrorCode::from_number(code).map_or("unknown", ErrorCode::label);
-                self.asked_pause = u64::from(retry_after_ms) * (Nanos::SECOND / 1000);
+                // One that is full or goes down says nothing about the others, until they have been tried.
+                let elsewhere = [ErrorCode::TooManyConnections, ErrorCode::Draining].map(|code| code as u16);
+                let all_tried = self.failures as usize + 1 >= self.sessions.len();
+                if all_tried || !elsewhere.contains(&code) {
+                    self.asked_pause = u64::from(retry_after_ms) * (Nanos::SECOND / 1000);
+                }
                 self.close = Some(format!("{label}: {text}"));
             }
             Message::Ping(nonce) => Message::Pong(nonce).write(&mut self.out),
@@ -460,7 +469,7 @@ impl ClientState {
     fn welcomed(&mut self, session: SessionId, now: Nanos) {
         let Link::Greeting(conn) = self.link else { return };
         self.link = Link::Up(conn);
-        self.retry = RETRY.0;
+        self.failures = 0;
         self.next_ping = now.after(PING_INTERVAL);
         self.tell(Update::Connected(session));
         self.resend();
@@ -556,15 +565,24 @@ impl ClientState {
     }
 
     fn lose(&mut self, reason: String, now: Nanos) {
-        let pause = self.retry / 2 + mix64(self.id.0 ^ now.0) % self.retry;
+        let sessions = self.sessions.len().max(1);
+        let rounds = self.failures / sessions as u32;
+        let retry = RETRY.0.saturating_mul(1 << rounds.min(20)).min(RETRY.1);
+        let pause = retry / 2 + mix64(self.id.0 ^ now.0) % retry;
         self.link = Link::Down(now.after(pause + std::mem::take(&mut self.asked_pause)));
-        self.retry = (self.retry * 2).min(RETRY.1);
-        self.next_session = (self.next_session + 1) % self.sessions.len().max(1);
+        self.failures = self.failures.saturating_add(1);
+        self.next_session = (self.next_session + 1) % sessions;
         self.decoder = Decoder::default();
         self.out.clear();
         self.in_flight.clear();
         self.persistents.lose();
         self.tell(Update::Disconnected(reason));
+    }
+
+    /// How long the session may take from the connect on, as far as it has come.
+    fn patience(&self) -> u64 {
+        let dials = matches!(self.link, Link::Connecting(_)) && self.sessions.len() > 1;
+        if dials { DIAL_MAX } else { CONNECT_MAX }
     }
 
     fn connect(&mut self, now: Nanos, sockets: &mut dyn Sockets) {
@@ -644,7 +662,7 @@ impl Role for ClientState {
             if silent && self.close.is_none() && self.is_up() {
                 self.close = Some("the session has been silent for too long".into());
             }
-            if !self.is_up() && self.close.is_none() && now.since(self.connecting_since) >= CONNECT_MAX {
+            if !self.is_up() && self.close.is_none() && now >= self.connecting_since.after(self.patience()) {
                 self.close = Some("the session did not say welcome".into());
             }
             if self.close.is_some() {
@@ -661,7 +679,7 @@ impl Role for ClientState {
             Link::Down(at) => at,
             // The end of the connection is on its way.
             _ if self.close.is_some() => Nanos(u64::MAX),
-            Link::Connecting(_) | Link::Greeting(_) => self.connecting_since.after(CONNECT_MAX),
+            Link::Connecting(_) | Link::Greeting(_) => self.connecting_since.after(self.patience()),
             Link::Up(_) => {
                 let idle = self.next_ping.min(self.heard_at.after(SILENCE_MAX + 1));
                 self.persistents

@@ -25,6 +25,8 @@ mod meta;
 
 mod moves;
 
+mod failover;
+
 mod operations;
 
 mod local;

@@ -1,6 +1,6 @@
 //! Slots that move while a session is at work: what it tells new leaders, and what it makes of what it hears from both.
 
-mod scene;
+pub mod scene;
 
 use slotcast_engine::{
     batch::{ChangeKind, Durability},

@@ -67,11 +67,11 @@ pub fn kinds(told: &[Told]) -> Vec<&'static str> {
 
 /// Sockets on which nothing is lost and nothing is late.
 #[derive(Default)]
-struct Wire {
+pub struct Wire {
     next: usize,
-    connects: VecDeque<(ConnId, SocketAddr)>,
-    sent: BTreeMap<ConnId, Vec<u8>>,
-    closed: Vec<ConnId>,
+    pub connects: VecDeque<(ConnId, SocketAddr)>,
+    pub sent: BTreeMap<ConnId, Vec<u8>>,
+    pub closed: Vec<ConnId>,
 }
 
 impl Wire {
