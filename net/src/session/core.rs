@@ -345,7 +345,12 @@ impl Session {
             Some(Peer::Link(shard, link_conn)) if *link_conn == conn => {
                 let shard = *shard;
                 self.peers[index] = Peer::None;
-                tracing::warn!(shard, ?reason, "a link to a data node is down");
+                if self.following.is_some() && self.links[shard].slots_led == 0 {
+                    // A node that is lost stays in the table for a while.
+                    tracing::debug!(shard, ?reason, "a link to a data node that leads nothing is down");
+                } else {
+                    tracing::warn!(shard, ?reason, "a link to a data node is down");
+                }
                 self.links[shard].lose(now);
                 self.observe_links();
             }

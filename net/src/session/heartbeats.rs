@@ -99,8 +99,7 @@ impl Session {
         link.settled = answer.settled || link.settled && self.following.is_none();
         self.hear_word(number);
         let routes = &self.routes;
-        self.deferred
-            .release(|slot| routes.of(slot).link == Some(number) && routes.of(slot).since <= covered);
+        self.deferred.release(|slot| routes.is_covered(slot, number, covered));
         let Some(theirs) = answer.differs else { return };
         self.metrics.digest_mismatches.inc();
         let theirs: BTreeMap<SlotId, Digest> = theirs.into_iter().collect();
@@ -108,8 +107,11 @@ impl Session {
         let slots = differences.added.into_iter().chain(differences.updated).chain(differences.removed);
         let mut count = 0;
         for slot in slots {
-            self.links[number].send(&Message::DigestRequest(slot));
-            count += 1;
+            // A slot that came or went since the heartbeat is a matter of the next.
+            if self.routes.is_covered(slot, number, covered) {
+                self.links[number].send(&Message::DigestRequest(slot));
+                count += 1;
+            }
         }
         if count == 0 {
             self.links[number].beat_soon(now);
@@ -149,7 +151,7 @@ impl Session {
         digests: Vec<(DatumKey, Digest)>,
         now: Nanos,
     ) {
-        if u32::from(slot.0) < self.routes.slot_count() && self.routes.of(slot).link == Some(number) {
+        if self.routes.is_covered(slot, number, u64::MAX) {
             self.tell_differing(slot, digests);
         }
         self.links[number].repaired(now);

@@ -108,6 +108,12 @@ impl SlotRoutes {
         (DatumKey(first), DatumKey(first + last_offset))
     }
 
+    /// Whether a slot, of whatever number, is led by a link since a change of the routes up to `generation`.
+    pub(super) fn is_covered(&self, slot: SlotId, link: usize, generation: u64) -> bool {
+        let route = self.slots.get(usize::from(slot.0));
+        route.is_some_and(|route| route.link == Some(link) && route.since <= generation)
+    }
+
     /// Slots without a leader.
     pub(super) fn leaderless(&self) -> usize {
         self.slots.iter().filter(|route| route.link.is_none()).count()

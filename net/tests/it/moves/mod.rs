@@ -264,6 +264,39 @@ fn what_a_former_leader_still_tells_is_not_listened_to() {
 }
 
 #[test]
+fn what_a_leader_said_when_it_led_before_is_not_listened_to() {
+    let (mut scene, id) = with_a_list(2);
+    // Node 2 has led meanwhile, and this session hears of that only when it is over.
+    let before = scene.table.clone();
+    scene.plan(&[(0, 2, 2)]);
+    scene.plan(&[(0, 1, 3)]);
+    scene.tell_since(&before);
+    // Under way since before: a change that is on no way to what is led now.
+    scene.tell_list(1, &id, (at(1, 10), at(1, 11)), &[1], &[(record(&id, 9, b"a"), OTHER)]);
+    assert_eq!(scene.list(0, &id), [1, 2]);
+    scene.tell_list(1, &id, (at(1, 10), at(3, 1)), &[], &[(record(&id, 3, b"a"), OTHER)]);
+    assert_eq!(scene.list(0, &id), [1, 2, 3]);
+}
+
+#[test]
+fn only_slots_that_a_heartbeat_spoke_of_are_repaired_by_its_answer() {
+    let mut scene = Scene::settled(2);
+    let (client, id) = (scene.client(1), data_id(0, 0));
+    scene.publish(client, &id, (5, 1), Durability::Ephemeral);
+    let first = sequence(&scene.take(1));
+    scene.acknowledge(1, first, &[Ok(at(1, 1))]);
+    scene.move_to(&[(1, 2, 2)]);
+    assert_eq!(kinds(&scene.take(2)), ["heartbeat"]);
+    scene.move_to(&[(0, 2, 2)]);
+    assert_eq!(kinds(&scene.take(2)), ["heartbeat"]);
+    let differs = Word { settled: true, differs: Some(Vec::new()), ..Word::default() };
+    scene.answer_heartbeat(2, differs.clone());
+    assert!(scene.take(2).is_empty(), "the first heartbeat did not speak of slot 0");
+    scene.answer_heartbeat(2, differs);
+    assert_eq!(scene.take(2), [Told::DigestRequest(SlotId(0))]);
+}
+
+#[test]
 fn a_removal_in_flight_at_the_move_is_told_first_and_nothing_comes_back() {
     let (mut scene, id) = with_a_list(2);
     let publisher = scene.client(2);

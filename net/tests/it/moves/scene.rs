@@ -235,7 +235,12 @@ impl Scene {
     pub fn move_to(&mut self, leaders: &[(u16, u32, u32)]) {
         let before = self.table.clone();
         self.plan(leaders);
-        let delta = if before.epoch == 0 { self.table.whole() } else { self.table.delta_since(&before) };
+        self.tell_since(&before);
+    }
+
+    /// The control plane tells the planned table to who has an older one.
+    pub fn tell_since(&mut self, before: &SlotTable) {
+        let delta = if before.epoch == 0 { self.table.whole() } else { self.table.delta_since(before) };
         self.tell_table(MetaMessage::TableDelta(delta));
     }
 
@@ -257,8 +262,7 @@ impl Scene {
         let before = self.table.clone();
         self.table.epoch += 1;
         self.table.nodes.insert(NodeNumber(node), Arc::new(entry(node, incarnation)));
-        let delta = self.table.delta_since(&before);
-        self.tell_table(MetaMessage::TableDelta(delta));
+        self.tell_since(&before);
     }
 
     fn tell_table(&mut self, message: MetaMessage) {
