@@ -137,7 +137,8 @@ pub(crate) fn readiness(links: Option<usize>, cores: &[SessionMetrics]) -> Resul
     if cores.iter().any(|core| core.push_stopped.get() != 0) {
         return Ok(Some("an operator has stopped pushes: slotcast ctl resume-push lets them go on".into()));
     }
-    Ok((leaderless > 0).then(|| format!("{leaderless} slots have no leader: their writes and subscriptions wait")))
+    Ok((leaderless > 0)
+        .then(|| format!("{leaderless} slots have no leader: their writes and subscriptions wait")))
 }
 
 impl Routes {

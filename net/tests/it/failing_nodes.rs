@@ -35,7 +35,6 @@ fn data_id(n: usize) -> DataId {
 
 struct DataChild {
     child: Child,
-    http: SocketAddr,
 }
 
 impl DataChild {
@@ -46,8 +45,8 @@ impl DataChild {
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let http = line.trim().rsplit(' ').next().and_then(|addr| addr.parse().ok());
-        Self { child, http: http.expect("the line of a ready node") }
+        assert!(line.starts_with("ready: "), "{line:?}");
+        Self { child }
     }
 
     /// SIGKILL.

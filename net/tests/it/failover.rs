@@ -133,7 +133,8 @@ fn all_sessions_are_tried_before_it_waits_longer() {
     let mut seen = Vec::new();
     for _ in 0..9 {
         let (addr, pause) = scene.next_connect();
-        (pauses.push(pause), seen.push(addr));
+        pauses.push(pause);
+        seen.push(addr);
         scene.fail();
     }
     assert_eq!(seen[..3], seen[3..6]);
