@@ -27,6 +27,8 @@ mod moves;
 
 mod failover;
 
+mod failing_nodes;
+
 mod operations;
 
 mod local;
