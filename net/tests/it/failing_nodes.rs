@@ -6,7 +6,7 @@ use std::{
     net::SocketAddr,
     process::{Child, Command, Stdio},
     sync::{
-        Arc,
+        Arc, Condvar, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::JoinHandle,
@@ -47,6 +47,11 @@ impl DataChild {
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         assert!(line.starts_with("ready: "), "{line:?}");
         Self { child }
+    }
+
+    fn signal(&self, signal: i32) {
+        // SAFETY: a signal to a child that is not waited for yet.
+        assert_eq!(unsafe { libc::kill(self.child.id() as i32, signal) }, 0);
     }
 
     /// SIGKILL.
@@ -128,18 +133,28 @@ impl Cluster {
         }
     }
 
-    /// Kills the node that leads most, and waits until the slots that it led have other leaders and sessions follow.
-    fn kill_a_leader(&mut self) -> String {
+    /// The node that leads most, and the epoch of the table.
+    fn leader(&self) -> (String, u64) {
         let status = self.meta.server.desk.status().unwrap().status;
         let leader = status.nodes.iter().max_by_key(|node| node.leads).unwrap();
         assert!(leader.leads > 0);
-        let (id, epoch) = (leader.id.clone(), status.table_epoch);
-        self.nodes.remove(&id).unwrap().kill();
+        (leader.id.clone(), status.table_epoch)
+    }
+
+    /// Waits until sessions follow a newer table, and are linked to its leaders.
+    fn until_newer_table(&self, epoch: u64) {
         for session in &self.sessions {
             until_metric(session.admin.addr, "session_table_epoch", "", |held| held > epoch as f64);
         }
         self.until_ready();
-        id
+    }
+
+    /// Kills the node that leads most, and waits until others lead its slots.
+    fn kill_a_leader(&mut self) -> String {
+        let (leader, epoch) = self.leader();
+        self.nodes.remove(&leader).unwrap().kill();
+        self.until_newer_table(epoch);
+        leader
     }
 
     fn session_addrs(&self) -> Vec<SocketAddr> {
@@ -160,16 +175,65 @@ impl Cluster {
 struct Seen {
     revision: Revision,
     payloads: BTreeMap<RegisterId, Vec<u8>>,
-    /// Each was once listed.
+    /// All stable ones have been listed together.
     complete: bool,
+    snapshots: usize,
 }
 
-/// A subscriber of everything, which checks each update: no stable instance is ever missing once all have been there,
-/// revisions do not go back, and a counter does not either.
-struct Watcher {
-    client: Client,
+/// What a subscriber of everything has seen, and what was wrong with it: no stable instance is ever missing once all have
+/// been there, revisions do not go back, and a counter does not either.
+struct Sight {
     seen: BTreeMap<DataId, Seen>,
     stable: BTreeMap<DataId, BTreeSet<RegisterId>>,
+    wrong: Option<String>,
+}
+
+impl Sight {
+    fn take(&mut self, update: Update) {
+        let (id, revision, changed, removed, is_snapshot) = match update {
+            Update::Snapshot { id, revision, instances } => (id, revision, instances, Vec::new(), true),
+            Update::Diff { id, revision, changed, removed } => (id, revision, changed, removed, false),
+            Update::Disconnected(reason) => return self.note(format!("a session failed: {reason}")),
+            _ => return,
+        };
+        let mut seen = self.seen.remove(&id).unwrap_or_default();
+        if revision < seen.revision {
+            self.note(format!("{id}: an older list, {revision:?} after {:?}", seen.revision));
+        }
+        seen.revision = revision;
+        let before = seen.payloads.clone();
+        if is_snapshot {
+            seen.payloads.clear();
+            seen.snapshots += 1;
+        }
+        removed.iter().for_each(|register| drop(seen.payloads.remove(register)));
+        for (register, instance) in changed {
+            if before.get(&register).is_some_and(|held| number(&instance.payload) < number(held)) {
+                self.note(format!("{id}: an older instance came back at {revision:?}"));
+            }
+            seen.payloads.insert(register, instance.payload);
+        }
+        let missing: Vec<_> =
+            self.stable[&id].iter().filter(|register| !seen.payloads.contains_key(register)).collect();
+        let (is_complete, missing) =
+            (missing.is_empty(), format!("{id}: {missing:?} missing at {revision:?}"));
+        if seen.complete && !is_complete {
+            self.note(missing);
+        }
+        seen.complete = is_complete;
+        self.seen.insert(id, seen);
+    }
+
+    fn note(&mut self, wrong: String) {
+        self.wrong.get_or_insert(wrong);
+    }
+}
+
+/// A subscriber that reads as fast as it is told.
+struct Watcher {
+    sight: Arc<(Mutex<Sight>, Condvar)>,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
 }
 
 impl Watcher {
@@ -178,49 +242,45 @@ impl Watcher {
         for n in 0..DATA_IDS {
             client.subscribe(&data_id(n)).unwrap();
         }
-        Self { client, seen: BTreeMap::new(), stable: stable.clone() }
-    }
-
-    fn take(&mut self, update: Update) {
-        let (id, revision, changed, removed, is_snapshot) = match update {
-            Update::Snapshot { id, revision, instances } => (id, revision, instances, Vec::new(), true),
-            Update::Diff { id, revision, changed, removed } => (id, revision, changed, removed, false),
-            Update::Disconnected(reason) => panic!("a session failed: {reason}"),
-            _ => return,
-        };
-        let seen = self.seen.entry(id.clone()).or_default();
-        assert!(revision >= seen.revision, "{id}: an older list");
-        seen.revision = revision;
-        let before = seen.payloads.clone();
-        if is_snapshot {
-            seen.payloads.clear();
-        }
-        removed.iter().for_each(|register| drop(seen.payloads.remove(register)));
-        for (register, instance) in changed {
-            if let Some(held) = before.get(&register) {
-                assert!(number(&instance.payload) >= number(held), "{id}: an older instance came back");
+        let sight = Sight { seen: BTreeMap::new(), stable: stable.clone(), wrong: None };
+        let sight = Arc::new((Mutex::new(sight), Condvar::new()));
+        let stop = Arc::new(AtomicBool::new(false));
+        let (told, stopped) = (sight.clone(), stop.clone());
+        let thread = std::thread::spawn(move || {
+            while !stopped.load(Ordering::Relaxed) {
+                if let Some(update) = client.next_update(Duration::from_millis(100)) {
+                    told.0.lock().unwrap().take(update);
+                    told.1.notify_all();
+                }
             }
-            seen.payloads.insert(register, instance.payload);
-        }
-        let missing: Vec<_> =
-            self.stable[&id].iter().filter(|register| !seen.payloads.contains_key(register)).collect();
-        assert!(!seen.complete || missing.is_empty(), "{id}: {missing:?} are missing at {revision:?}");
-        seen.complete = missing.is_empty();
+        });
+        Self { sight, stop, thread: Some(thread) }
     }
 
-    /// Reads until every list is as wanted.
-    fn until(&mut self, what: &str, wanted: impl Fn(&DataId, &BTreeMap<RegisterId, Vec<u8>>) -> bool) {
-        let begin = Instant::now();
-        while self.seen.len() < DATA_IDS || !self.seen.iter().all(|(id, seen)| wanted(id, &seen.payloads)) {
-            let update = self.client.next_update(PATIENCE.saturating_sub(begin.elapsed()));
-            let Some(update) = update else {
-                let wrong = self.seen.iter().filter(|(id, seen)| !wanted(id, &seen.payloads));
-                let wrong: Vec<_> =
-                    wrong.map(|(id, seen)| (id.to_string(), seen.revision, &seen.payloads)).collect();
-                panic!("{what}: {} lists of {DATA_IDS}, wrong: {wrong:?}", self.seen.len())
-            };
-            self.take(update);
+    /// Waits until every list is as wanted. Nothing may have been wrong before.
+    fn until(&self, what: &str, wanted: impl Fn(&DataId, &BTreeMap<RegisterId, Vec<u8>>) -> bool) {
+        let is_open = |sight: &mut Sight| {
+            let right = sight.seen.iter().filter(|(id, seen)| wanted(id, &seen.payloads)).count();
+            right < DATA_IDS && sight.wrong.is_none()
+        };
+        let sight = self.sight.0.lock().unwrap();
+        let (sight, waited) = self.sight.1.wait_timeout_while(sight, PATIENCE, is_open).unwrap();
+        assert_eq!(sight.wrong, None, "{what}");
+        if waited.timed_out() {
+            let wrong = sight.seen.iter().filter(|(id, seen)| !wanted(id, &seen.payloads));
+            let wrong: Vec<_> =
+                wrong.map(|(id, seen)| (id.to_string(), seen.revision, &seen.payloads)).collect();
+            panic!("{what}: {} lists of {DATA_IDS}, not as they should be: {wrong:?}", sight.seen.len());
         }
+    }
+
+    /// How often lists were told as a whole.
+    fn stop(mut self) -> usize {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.take().unwrap().join().unwrap();
+        let sight = self.sight.0.lock().unwrap();
+        assert_eq!(sight.wrong, None);
+        sight.seen.values().map(|seen| seen.snapshots).sum()
     }
 }
 
@@ -290,8 +350,13 @@ impl Load {
     }
 }
 
-#[test]
-fn killing_leaders_under_load_shows_nobody_a_wrong_list() {
+/// Everybody publishes and watches while `disturb` does something to the cluster, `times` times; all lists are right
+/// whenever they are looked at and complete in the end. `mend` makes the cluster whole again.
+fn under_load(
+    times: usize,
+    disturb: impl Fn(&mut Cluster) -> String,
+    mend: impl Fn(&mut Cluster, &str),
+) -> Cluster {
     let mut cluster = Cluster::start(3, 2);
     cluster.until_in_sync();
     cluster.until_ready();
@@ -305,16 +370,16 @@ fn killing_leaders_under_load_shows_nobody_a_wrong_list() {
             stable.entry(data_id(n)).or_default().insert(registration.register);
         }
     }
-    let mut watchers: Vec<Watcher> = addrs.iter().map(|addr| Watcher::new(*addr, &stable)).collect();
+    let watchers: Vec<Watcher> = addrs.iter().map(|addr| Watcher::new(*addr, &stable)).collect();
     let all = |wanted: &DataId, payloads: &BTreeMap<RegisterId, Vec<u8>>| {
         stable[wanted].iter().all(|register| payloads.contains_key(register))
     };
-    watchers.iter_mut().for_each(|watcher| watcher.until("the first lists", all));
+    watchers.iter().for_each(|watcher| watcher.until("the first lists", all));
     let mut round = 0;
-    for kill in 0..3 {
+    for time in 0..times {
         let load = Load::start(&addrs, round);
         load.pass(20);
-        let killed = cluster.kill_a_leader();
+        let disturbed = disturb(&mut cluster);
         let begin = Instant::now();
         while begin.elapsed() < LOAD {
             load.pass(1);
@@ -330,21 +395,59 @@ fn killing_leaders_under_load_shows_nobody_a_wrong_list() {
                 && payloads.len() == STABLE + 1
                 && payloads.get(&counters[id]).is_some_and(|payload| *payload == last.as_bytes())
         };
-        let what = format!("after killing {killed}, the {kill}th");
-        watchers.iter_mut().for_each(|watcher| watcher.until(&what, right));
+        let what = format!("after {disturbed} was disturbed, time {time}");
+        watchers.iter().for_each(|watcher| watcher.until(&what, right));
         drop(client);
         let quiet = |id: &DataId, payloads: &BTreeMap<RegisterId, Vec<u8>>| {
             all(id, payloads) && payloads.len() == STABLE
         };
-        watchers.iter_mut().for_each(|watcher| watcher.until(&what, quiet));
-        cluster.start_node(&killed);
+        watchers.iter().for_each(|watcher| watcher.until(&what, quiet));
+        mend(&mut cluster, &disturbed);
         cluster.until_in_sync();
     }
+    for watcher in watchers {
+        assert_eq!(watcher.stop(), DATA_IDS, "only the first time lists are told as a whole");
+    }
+    cluster
+}
+
+#[test]
+fn killing_leaders_under_load_shows_nobody_a_wrong_list() {
+    let cluster = under_load(3, Cluster::kill_a_leader, |cluster, killed| cluster.start_node(killed));
     for session in &cluster.sessions {
         assert!(metric(session.admin.addr, "session_route_changes", "") > f64::from(SLOTS));
     }
-    assert!(watchers.iter().flat_map(|watcher| watcher.seen.values()).all(|seen| seen.complete));
     cluster.stop();
+}
+
+#[test]
+fn a_leader_that_stands_still_and_comes_back_is_not_listened_to() {
+    let stop = |cluster: &mut Cluster| {
+        let (leader, epoch) = cluster.leader();
+        cluster.nodes[&leader].signal(libc::SIGSTOP);
+        cluster.until_newer_table(epoch);
+        cluster.nodes[&leader].signal(libc::SIGCONT);
+        leader
+    };
+    under_load(2, stop, |_, _| {}).stop();
+}
+
+#[test]
+fn draining_nodes_under_load_shows_nobody_a_wrong_list() {
+    let drain = |cluster: &mut Cluster| {
+        let (leader, epoch) = cluster.leader();
+        cluster.meta.server.desk.drain(&leader, true).unwrap();
+        cluster.until_newer_table(epoch);
+        cluster.until_in_sync();
+        assert_ne!(cluster.leader().0, leader);
+        leader
+    };
+    let fill = |cluster: &mut Cluster, drained: &str| {
+        let (_, epoch) = cluster.leader();
+        cluster.meta.server.desk.drain(drained, false).unwrap();
+        cluster.until_newer_table(epoch);
+    };
+    under_load(2, drain, fill).stop();
 }
 
 #[test]
