@@ -169,7 +169,7 @@ impl Shard {
             return Err(FollowError::Revision { at, to, epoch });
         }
         target.check_batch(batch, checks, is_copying)?;
-        target.apply_batch(batch, now);
+        target.apply_batch(batch, is_copying, now);
         if is_copying {
             return Ok(at);
         }

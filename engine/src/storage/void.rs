@@ -34,9 +34,11 @@ impl Storage {
         }
         let written = had.is_some_and(|slot| slot.last > Revision::ZERO || slot.gap || slot.needs.is_some());
         let before = self.void.remove(&id);
+        // What was to be said before and is not for certain on the disk is said once more.
+        let unsaid = before.is_some();
         let had_snapshot = before.is_some_and(|void| void.has_snapshot) || self.journal.has_snapshot(id);
         let has_snapshot = had_snapshot || is_named;
-        if written || has_snapshot {
+        if written || unsaid || has_snapshot {
             self.void.insert(id, Void { up_to, frame: None, has_snapshot });
             self.write_void_of(id, now);
         }
