@@ -209,6 +209,7 @@ impl World {
             }
             Fault::CrashNode { host, silent, down } => {
                 if self.crash(host, silent) {
+                    self.crash_disk(host);
                     self.reached.node_restarts += 1;
                     self.net.schedule(now + down, Task::Boot(host));
                 }
@@ -304,10 +305,10 @@ impl World {
     pub(super) fn lose_process(&mut self, actor: &Actor) {
         match actor {
             Actor::Session(id, _) => self.oracle.session_ended(*id),
-            Actor::Node(process, node) => {
-                self.oracle.node_ended(*process);
-                self.reached.tombstones_dropped += node.shard().stats().tombstones_dropped;
-                self.reached.leases_ended += node.shard().stats().leases_ended;
+            Actor::Node(node) => {
+                self.oracle.node_ended(node.process);
+                self.reached.tombstones_dropped += node.role.shard().stats().tombstones_dropped;
+                self.reached.leases_ended += node.role.shard().stats().leases_ended;
             }
             Actor::Meta(_) | Actor::Client(..) => {}
         }

@@ -12,6 +12,8 @@ pub mod trace;
 
 pub mod control;
 
+pub mod disks;
+
 pub mod hosts;
 
 pub mod plan;

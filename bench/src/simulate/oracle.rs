@@ -21,7 +21,9 @@
 //!    published again, and by 3 nobody else does. Content never goes back to an older one.
 //! 7. *Acknowledged means in effect.* The list at the revision of an acknowledgement holds, or lacks, what was
 //!    acknowledged. Nobody who does nothing wrong is refused.
-//! 8. *In the end* every list is exactly the set of registrations that clients hold (checked when all is healed).
+//! 8. *Answers are complete.* A leader that begins to answer before it has waited for `settle` lists everything that a session
+//!    which is linked to it holds and was acknowledged.
+//! 9. *In the end* every list is exactly the set of registrations that clients hold (checked when all is healed).
 //!
 //! What the loss of a data node's memory makes impossible, and so is not promised: a session that was cut off while a
 //! registration moved on or was withdrawn may tell a new leader what it still holds, until it learns better.
@@ -95,6 +97,13 @@ pub struct Seen {
     pub unheard_moves: u64,
     pub removals_acknowledged: u64,
     pub revisions_reused: u64,
+    pub promotions: u64,
+    pub demotions: u64,
+    pub led_from_nothing: u64,
+    pub slots_left: u64,
+    pub accepts_confirmed: u64,
+    pub accepts_late: u64,
+    pub copies_compared: u64,
 }
 
 /// Who knows everything.
@@ -128,11 +137,16 @@ pub struct Oracle {
     /// The terms of each slot, the latest last.
     terms_of: BTreeMap<SlotId, Vec<usize>>,
     history: BTreeMap<(usize, Revision), Vec<(usize, List)>>,
+    /// Who opened each epoch of a slot.
+    opened: BTreeMap<(SlotId, u32), usize>,
+    /// Epochs whose end nobody could look at, and the last revision of them that was seen.
+    unseen: BTreeMap<(SlotId, u32), Revision>,
+    settle: u64,
 }
 
 impl Oracle {
     /// Nothing has happened yet.
-    pub fn new(datums: Vec<DataId>, shape: Shape) -> Self {
+    pub fn new(datums: Vec<DataId>, shape: Shape, settle: u64) -> Self {
         Self {
             now: 0,
             trace: Trace::default(),
@@ -153,6 +167,9 @@ impl Oracle {
             terms: Vec::new(),
             terms_of: BTreeMap::new(),
             history: BTreeMap::new(),
+            opened: BTreeMap::new(),
+            unseen: BTreeMap::new(),
+            settle,
         }
     }
 

@@ -36,6 +36,8 @@ pub struct Sizes {
     pub settle: u64,
     /// Whether connections take few bytes at a time.
     pub is_tight: bool,
+    /// Whether data nodes keep their slots on disks.
+    pub on_disk: bool,
 }
 
 /// An operation of some client.
@@ -98,6 +100,7 @@ impl Plan {
             push_interval: if rng.chance(70) { 0 } else { rng.range(1, 40) * MS },
             settle: rng.range(1, 6) * 100 * MS,
             is_tight: rng.chance(50),
+            on_disk: rng.chance(40),
         };
         let count = match shape {
             Shape::Single => rng.range(200, 500),

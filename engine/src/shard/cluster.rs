@@ -332,6 +332,13 @@ impl Shard {
         self.cluster.as_ref().map_or(0, |cluster| cluster.routes)
     }
 
+    /// Whether a session has confirmed, since the slot was led here, that everything it holds in it is here.
+    pub fn has_confirmed(&self, slot: SlotId, session: SessionId) -> bool {
+        let Some(cluster) = &self.cluster else { return self.confirmed_marks.contains_key(&session) };
+        let turn = cluster.led.get(&slot).map(|promotion| promotion.turn);
+        turn.is_some_and(|turn| cluster.confirmed.get(&session).is_some_and(|confirmed| *confirmed >= turn))
+    }
+
     /// Counts since the start.
     pub fn cluster_stats(&self) -> ClusterStats {
         self.cluster.as_ref().map_or_else(ClusterStats::default, |cluster| cluster.stats)

@@ -7,7 +7,7 @@ use slotcast_engine::id::RegisterId;
 use super::{Contents, Oracle, names};
 
 impl Oracle {
-    /// Promise 8. `lists` are what the clients hold, `present` the clients that are there.
+    /// Promise 9. `lists` are what the clients hold, `present` the clients that are there.
     pub fn check_end(
         &mut self,
         present: &BTreeSet<usize>,

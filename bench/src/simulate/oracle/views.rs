@@ -5,8 +5,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use slotcast_engine::id::{DataId, RegisterId, Revision};
 use slotcast_net::client::Update;
 
-use super::{LEASE, List, Oracle, SECOND, SLACK, UNSETTLED_MAX, short};
-use crate::simulate::trace::{label, ms};
+use super::{
+    LEASE, List, Oracle, SECOND, SLACK, UNSETTLED_MAX, short,
+    wants::{Acknowledged, Removal},
+};
+use crate::simulate::{
+    hosts::SLOTS,
+    plan::Shape,
+    trace::{label, ms},
+};
 
 /// A data id as one subscriber sees it.
 #[derive(Default)]
@@ -122,6 +129,12 @@ impl Oracle {
             self.fail(Some(datum), text);
         }
         let Some((term, truth)) = self.truth_for(datum, revision, &list) else {
+            if self.may_be_unseen(datum, revision) {
+                if let Some(view) = self.views.get_mut(&(client, datum)) {
+                    (view.revision, view.list, view.resuming) = (revision, list, false);
+                }
+                return;
+            }
             self.fail(Some(datum), format!("client {client} is at {revision}, which never was"));
             return;
         };
@@ -135,8 +148,12 @@ impl Oracle {
         for (register, content) in &list {
             let earlier = before.get(register);
             if earlier.is_some_and(|earlier| content < earlier) {
-                let owner = self.regs[register].client;
-                if place > place_before && self.has_stale_holder(owner) {
+                let reg = &self.regs[register];
+                // Whoever told the newer content, and has confirmed here since, has told it again.
+                let acknowledged = reg.acknowledged.filter(|it| it.content > *content);
+                let knows = self.shape == Shape::Cluster
+                    && acknowledged.is_some_and(|it| self.terms[term].confirmed.contains(&it.session));
+                if place > place_before && !knows && self.has_stale_holder(reg.client) {
                     self.seen.stale_contents += 1;
                     continue;
                 }
@@ -161,6 +178,12 @@ impl Oracle {
             truth.iter().all(|(register, held)| list.get(register) == Some(&held.content))
         };
         known.iter().rev().find(fits).or(known.last()).cloned()
+    }
+
+    /// Whether a revision may have been told in a turn that ended its epoch, so that nobody could look.
+    fn may_be_unseen(&self, datum: usize, revision: Revision) -> bool {
+        let slot = self.datums[datum].key().slot(SLOTS);
+        self.unseen.get(&(slot, revision.epoch())).is_some_and(|seen| revision > *seen)
     }
 
     /// Promise 2.
@@ -209,7 +232,7 @@ impl Oracle {
         }
         // The owner's name travels like any change: who has not heard of a move goes by the former owner.
         let moved_in = self.term_at(datum, held.since).map(|term| &self.terms[term]);
-        let linked = self.session_of(client);
+        let linked = self.session_of(client).map(|(_, session)| session);
         let knows = |process: usize| linked.is_some_and(|session| session.known_by.contains(&process));
         let cut_off = linked.is_some() && moved_in.is_some_and(|moved| !knows(moved.process));
         let last_word = moved_in.and_then(|moved| moved.ended).is_some_and(|at| held.since + SECOND > at);
@@ -231,11 +254,14 @@ impl Oracle {
 
     /// Promise 7.
     fn acknowledged(&mut self, client: usize, register: RegisterId, revision: Revision) {
+        let session = self.session_of(client).map(|(id, _)| id);
         let Some(reg) = self.regs.get_mut(&register) else { return };
         let (datum, wanted, latest) = (reg.datum, reg.wanted, reg.contents.len() - 1);
         let known = self.history.get(&(datum, revision)).and_then(|known| known.last());
-        if !wanted {
-            reg.removal = Some((revision, known.map(|(term, _)| *term)));
+        if wanted {
+            reg.acknowledged = session.map(|session| Acknowledged { content: latest, session });
+        } else {
+            reg.removal = Some(Removal { revision, term: known.map(|(term, _)| *term), session });
             self.seen.removals_acknowledged += 1;
         }
         let what = short(register);
@@ -243,6 +269,7 @@ impl Oracle {
         let lists: Vec<List> = match self.history.get(&(datum, revision)) {
             Some(known) => known.iter().map(|(_, list)| list.clone()).collect(),
             None if revision == Revision::ZERO => vec![self.latest_list(datum)],
+            None if self.may_be_unseen(datum, revision) => return,
             None => {
                 self.fail(Some(datum), format!("{what} is acknowledged at {revision}, which never was"));
                 return;

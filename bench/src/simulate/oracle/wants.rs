@@ -1,6 +1,6 @@
 //! What clients want.
 
-use slotcast_engine::id::{RegisterId, Revision};
+use slotcast_engine::id::{RegisterId, Revision, SessionId};
 use slotcast_net::client::Registration;
 
 use super::{Oracle, short};
@@ -20,8 +20,28 @@ pub struct Reg {
     pub wanted: bool,
     /// The last content that a withdrawal covers.
     pub(super) withdrawn: Option<usize>,
-    /// Revision and term of the acknowledged withdrawal.
-    pub(super) removal: Option<(Revision, Option<usize>)>,
+    /// The withdrawal, once it is acknowledged.
+    pub(super) removal: Option<Removal>,
+    /// The last content that was acknowledged, while it is wanted.
+    pub(super) acknowledged: Option<Acknowledged>,
+}
+
+/// An acknowledged withdrawal.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Removal {
+    pub(super) revision: Revision,
+    /// Whose list it is not in, if that is known.
+    pub(super) term: Option<usize>,
+    /// The session that it went through.
+    pub(super) session: Option<SessionId>,
+}
+
+/// An acknowledged content.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Acknowledged {
+    pub(super) content: usize,
+    /// The session that it went through.
+    pub(super) session: SessionId,
 }
 
 impl Oracle {
@@ -38,6 +58,7 @@ impl Oracle {
             withdrawn: None,
             wanted: true,
             removal: None,
+            acknowledged: None,
         };
         let reg = self.regs.entry(registration.register).or_insert(fresh);
         // An equal publish after a withdrawal is a new content to the oracle, so that the two are told apart.
@@ -50,7 +71,7 @@ impl Oracle {
     /// A client withdraws a registration.
     pub fn withdrew(&mut self, register: RegisterId) {
         let Some(reg) = self.regs.get_mut(&register) else { return };
-        reg.wanted = false;
+        (reg.wanted, reg.acknowledged) = (false, None);
         reg.withdrawn = Some(reg.contents.len() - 1);
         let (client, datum) = (reg.client, reg.datum);
         self.say(Some(datum), || format!("client {client} unpublishes {}", short(register)));
