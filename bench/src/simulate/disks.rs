@@ -40,7 +40,10 @@ impl World {
             Shape::Single => recover(&layout, disk, &recovering, &mut |_| ()),
             Shape::Cluster => recover_clustered(&layout, disk, &recovering, &mut |_| ()),
         };
-        let recovered = found.expect("a directory that can be recovered");
+        let recovered = found.unwrap_or_else(|error| {
+            self.oracle.fail(None, format!("a data node does not start again: {error}"));
+            Recovered::default()
+        });
         self.reached.recovered_slots += recovered.slots.len() as u64;
         let rng = &mut self.net.hosts[host].rng;
         let storage = StorageConfig {

@@ -1,5 +1,7 @@
 //! Who is there: which host runs what, and how each role is started.
 
+use std::sync::Arc;
+
 use prometheus_client::registry::Registry;
 use slotcast_engine::{
     change_log::ChangeLogLimits,
@@ -9,18 +11,21 @@ use slotcast_engine::{
 use slotcast_net::{
     client::{ClientConfig, ClientState},
     data::{
+        cluster::{Board, ClusterConfig},
         node::{Node, NodeLimits},
         storage::StorageMetrics,
     },
+    follow::MetaLinkConfig,
     io::{
         disk::{Disk, DiskSide},
         role::Role,
     },
     session::{Session, SessionConfig, config::Routes, metrics::SessionMetrics},
+    wire::{meta::MetaPeer, slot_table::NodeEntry},
 };
 
 use super::{
-    control::Meta,
+    control::{CLUSTER, Meta},
     network::{SECOND, address},
     plan::Shape,
     world::World,
@@ -214,7 +219,10 @@ impl World {
         let metrics = self.node_metrics.clone();
         let mut role = match self.plan.shape {
             Shape::Single => Node::new(config.clone(), limits, identity, metrics),
-            Shape::Cluster => unreachable!(),
+            Shape::Cluster => {
+                let member = (self.membership(host, identity), self.cluster_metrics.clone());
+                Node::clustered(config.clone(), limits, identity, metrics, member)
+            }
         };
         let mut disk = None;
         if let Some((recovered, storage)) = found {
@@ -223,6 +231,26 @@ impl World {
             disk = Some(side);
         }
         Actor::Node(Box::new(NodeProcess { process, role, disk }))
+    }
+
+    fn membership(&self, host: usize, incarnation: u64) -> ClusterConfig {
+        let (layout, addr) = (&self.plan.layout, address(host));
+        let entry = NodeEntry {
+            id: layout.name(host).as_str().into(),
+            incarnation,
+            zone: if host.is_multiple_of(2) { "east".into() } else { "west".into() },
+            ip: addr.ip(),
+            ports: vec![addr.port()],
+            http: 0,
+            draining: false,
+        };
+        ClusterConfig {
+            cluster: CLUSTER.into(),
+            metas: layout.metas().map(address).collect(),
+            entry: Arc::new(entry),
+            board: Board::new(1),
+            replica_lag_max: SECOND,
+        }
     }
 
     fn new_session(&mut self, host: usize) -> Actor {
@@ -234,7 +262,10 @@ impl World {
             Shape::Single => {
                 SessionConfig::new(id, Routes::to_node(SLOTS, layout.nodes().map(address).collect()))
             }
-            Shape::Cluster => unreachable!(),
+            Shape::Cluster => {
+                let metas = layout.metas().map(address).collect();
+                SessionConfig::following(id, MetaLinkConfig::new(metas, CLUSTER, SLOTS, MetaPeer::Session))
+            }
         };
         let (sizes, rng) = (&self.plan.sizes, &mut self.net.hosts[host].rng);
         let config = SessionConfig {

@@ -10,7 +10,11 @@ use slotcast_engine::{
     id::{DataId, Nanos, SessionId},
     memory_disk::MemoryDisk,
 };
-use slotcast_net::{data::metrics::DataMetrics, io::ring::Event, session::metrics::SessionMetrics};
+use slotcast_net::{
+    data::{cluster::metrics::ClusterMetrics, metrics::DataMetrics},
+    io::ring::Event,
+    session::metrics::SessionMetrics,
+};
 
 use super::{
     control::SharedStore,
@@ -48,6 +52,7 @@ pub struct World {
     pub(super) reached: Reached,
     pub(super) session_metrics: Vec<SessionMetrics>,
     pub(super) node_metrics: DataMetrics,
+    pub(super) cluster_metrics: ClusterMetrics,
     pub(super) identities: u64,
     spins: Vec<u32>,
     pub(super) last_turn: Vec<u64>,
@@ -82,6 +87,7 @@ impl World {
             reached: Reached::default(),
             session_metrics: Vec::new(),
             node_metrics: DataMetrics::new(&mut Registry::default(), 0),
+            cluster_metrics: ClusterMetrics::new(&mut Registry::default(), 0),
             identities: 0,
             spins: vec![0; hosts],
             last_turn: vec![0; hosts],
