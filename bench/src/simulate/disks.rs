@@ -42,7 +42,13 @@ impl World {
         };
         let recovered = found.unwrap_or_else(|error| {
             self.oracle.fail(None, format!("a data node does not start again: {error}"));
-            Recovered::default()
+            Recovered {
+                slots: Default::default(),
+                kept: Vec::new(),
+                segments: Default::default(),
+                stale: Default::default(),
+                report: Default::default(),
+            }
         });
         self.reached.recovered_slots += recovered.slots.len() as u64;
         let rng = &mut self.net.hosts[host].rng;

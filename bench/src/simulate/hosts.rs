@@ -230,6 +230,8 @@ impl World {
             role = role.on_disk(config, recovered, storage, (near, StorageMetrics::default()));
             disk = Some(side);
         }
+        #[cfg(feature = "planted-faults")]
+        role.plant(super::planted::of_engine());
         Actor::Node(Box::new(NodeProcess { process, role, disk }))
     }
 

@@ -51,7 +51,12 @@ pub fn execute(plan: &Plan, traced: bool) -> Outcome {
         let said = said.or_else(|| panic.downcast_ref::<&str>().map(|text| text.to_string()));
         let text = format!("a role panics: {}", said.unwrap_or_default());
         let violation = Violation { at: world::END, datum: None, text };
-        Outcome { reached: Default::default(), hash: 0, simulated: 0, failure: Some((violation, String::new())) }
+        Outcome {
+            reached: Default::default(),
+            hash: 0,
+            simulated: 0,
+            failure: Some((violation, String::new())),
+        }
     })
 }
 

@@ -23,7 +23,11 @@
 //!    acknowledged. Nobody who does nothing wrong is refused.
 //! 8. *Answers are complete.* A leader that begins to answer before it has waited for `settle` lists everything that a session
 //!    which is linked to it holds and was acknowledged.
-//! 9. *In the end* every list is exactly the set of registrations that clients hold (checked when all is healed).
+//! 9. *Nothing twice.* A diff tells a subscriber nothing that it has: an equal publish, a new leader and a new session push
+//!    nothing again. No connection carries more than a bounded number of writes in a second, whatever breaks.
+//! 10. *Led again in time.* When a data node is lost and nothing else is wrong, others answer for its slots within
+//!    [`DETECTION_MAX`].
+//! 11. *In the end* every list is exactly the set of registrations that clients hold (checked when all is healed).
 //!
 //! What the loss of a data node's memory makes impossible, and so is not promised: a session that was cut off while a
 //! registration moved on or was withdrawn may tell a new leader what it still holds, until it learns better.
@@ -43,6 +47,7 @@ use std::{
 use slotcast_engine::id::{DataId, DatumKey, RegisterId, Revision, SessionId, SlotId};
 
 use super::{
+    control::NODE_LEASE,
     hosts::LEASE,
     network::{MS, SECOND},
     plan::Shape,
@@ -60,6 +65,9 @@ pub type Contents = BTreeMap<RegisterId, Vec<u8>>;
 const SLACK: u64 = 100 * MS;
 /// How long after its start a term may be unsettled to a session that it has no good connection with.
 const UNSETTLED_MAX: u64 = LEASE + 40 * SECOND;
+
+/// From the loss of a data node until others answer for what it led: its lease, and the time for a table and for `settle`.
+pub const DETECTION_MAX: u64 = NODE_LEASE + 1500 * MS;
 
 /// What was found to be wrong.
 #[derive(Clone, Debug)]
@@ -104,6 +112,9 @@ pub struct Seen {
     pub accepts_confirmed: u64,
     pub accepts_late: u64,
     pub copies_compared: u64,
+    pub persistent_acknowledged: u64,
+    pub persistent_refused: u64,
+    pub not_durable_yet: u64,
 }
 
 /// Who knows everything.
@@ -142,6 +153,8 @@ pub struct Oracle {
     /// Epochs whose end nobody could look at, and the last revision of them that was seen.
     unseen: BTreeMap<(SlotId, u32), Revision>,
     settle: u64,
+    /// Slots that were ever led by a node that may lack what was acknowledged as persistent.
+    pub unclean: BTreeSet<SlotId>,
 }
 
 impl Oracle {
@@ -170,6 +183,7 @@ impl Oracle {
             opened: BTreeMap::new(),
             unseen: BTreeMap::new(),
             settle,
+            unclean: BTreeSet::new(),
         }
     }
 

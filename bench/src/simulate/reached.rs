@@ -12,7 +12,11 @@ pub const RARE: [&str; 7] = [
 ];
 
 /// Only there with a control plane.
-pub const OF_CLUSTER: [&str; 10] = [
+pub const OF_CLUSTER: [&str; 14] = [
+    "persistent_refused",
+    "not_durable_yet",
+    "unclean_slots",
+    "losses_detected",
     "meta_restarts",
     "store_troubles",
     "drains",
@@ -96,6 +100,16 @@ counters! {
     accepts_late
     /// Lists of followers compared with the leader's at the same revision.
     copies_compared
+    /// Lone losses of data nodes after which others answered in time.
+    losses_detected
+    /// Changes of persistent registrations that were acknowledged.
+    persistent_acknowledged
+    /// Those that were refused, as no control plane vouched for the leader.
+    persistent_refused
+    /// Those that could not be made durable at first.
+    not_durable_yet
+    /// Slots led by a node that may lack what was acknowledged as persistent.
+    unclean_slots
     /// Operations that disks carried out.
     disk_operations
     /// Slots that data nodes found on their disks.

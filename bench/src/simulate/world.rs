@@ -7,8 +7,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use prometheus_client::registry::Registry;
 use slotcast_engine::{
-    id::{DataId, Nanos, SessionId},
+    id::{DataId, Nanos, SessionId, SlotId},
     memory_disk::MemoryDisk,
+    slot_state::SlotState,
 };
 use slotcast_net::{
     data::{cluster::metrics::ClusterMetrics, metrics::DataMetrics},
@@ -18,10 +19,10 @@ use slotcast_net::{
 
 use super::{
     control::SharedStore,
-    hosts::{Actor, CLIENT_TIMEOUT, Kind, LEASE},
+    hosts::{Actor, CLIENT_TIMEOUT, Kind, LEASE, SLOTS},
     network::{HostSockets, Inbound, MS, Network, SECOND, Task},
     operations::DATUMS,
-    oracle::{Oracle, Seen, Violation},
+    oracle::{DETECTION_MAX, Oracle, Seen, Violation},
     plan::{BUSY, Plan},
     reached::Reached,
 };
@@ -30,6 +31,9 @@ use super::{
 pub const END: u64 = BUSY + CLIENT_TIMEOUT + 3 * LEASE + 6 * SECOND;
 /// Turns in a row at the same time after which a role is taken to spin.
 const SPINS_MAX: u32 = 100;
+
+/// Writes on one connection in a second: more are a storm.
+const SENDS_MAX: u64 = 2000;
 
 /// How a run ended.
 pub struct Outcome {
@@ -121,6 +125,9 @@ impl World {
         }
         for (number, fault) in self.plan.faults.iter().enumerate() {
             self.net.schedule(fault.at, Task::Fault(number));
+            if let Some(lost) = self.plan.lone_loss(number) {
+                self.net.schedule(fault.at + DETECTION_MAX, Task::Detect(lost));
+            }
         }
         self.net.schedule(BUSY, Task::Quiet);
     }
@@ -139,6 +146,7 @@ impl World {
                 Task::Fault(number) => self.inflict(number),
                 Task::Disk(host) => self.drive_disk(host),
                 Task::Store(host) => self.drive_store(host),
+                Task::Detect(node) => self.check_detected(node),
                 Task::Use(node) => self.drain(node, false),
                 Task::Quiet => self.quiet(),
                 other => self.net.perform(other),
@@ -313,7 +321,32 @@ impl World {
         self.net.schedule(self.net.now + down, Task::Boot(host));
     }
 
+    /// Every slot is answered for by a node other than the one that was lost.
+    fn check_detected(&mut self, lost: usize) {
+        let accepting = |slot: SlotId| {
+            let mut nodes = self.actors.iter().flatten().filter_map(|actor| match actor {
+                Actor::Node(node) => Some(&node.role),
+                _ => None,
+            });
+            nodes.any(|node| node.shard().state(slot) == SlotState::Accept)
+        };
+        let missing: Vec<u16> = (0..SLOTS as u16).filter(|slot| !accepting(SlotId(*slot))).collect();
+        self.reached.losses_detected += 1;
+        if self.actors[lost].is_none() && !missing.is_empty() {
+            let name = self.plan.layout.name(lost);
+            let text = format!(
+                "{} after the loss of {name} nobody answers for slots {missing:?}",
+                super::trace::ms(DETECTION_MAX)
+            );
+            self.oracle.fail(None, text);
+        }
+    }
+
     fn check_end(&mut self) {
+        if self.net.stats.sends_per_second > SENDS_MAX {
+            let text = format!("{} writes on one connection in a second", self.net.stats.sends_per_second);
+            self.oracle.fail(None, text);
+        }
         let mut present = BTreeSet::new();
         let mut lists = BTreeMap::new();
         for actor in self.actors.iter().flatten() {
@@ -363,6 +396,10 @@ impl World {
         (reached.led_from_nothing, reached.slots_left) = (seen.led_from_nothing, seen.slots_left);
         (reached.accepts_confirmed, reached.accepts_late) = (seen.accepts_confirmed, seen.accepts_late);
         reached.copies_compared = seen.copies_compared;
+        reached.persistent_acknowledged = seen.persistent_acknowledged;
+        (reached.persistent_refused, reached.not_durable_yet) =
+            (seen.persistent_refused, seen.not_durable_yet);
+        reached.unclean_slots = self.oracle.unclean.len() as u64;
         (reached.half_open, reached.stalls, reached.bytes) = (net.half_open, net.stalls, net.bytes);
         (reached.connects_refused, reached.short_sends) = (net.refused, net.short_sends);
         reached.busy_sends = net.busy;

@@ -202,7 +202,7 @@ impl Oracle {
     /// Whether a session has seen the end of the connection that this came over, or of one that it was told over again
     /// since, and the grace is over.
     pub(super) fn has_departed(&self, register: RegisterId, held: &Held) -> bool {
-        let Some(reg) = self.regs.get(&register) else { return false };
+        let Some(reg) = self.regs.get(&register).filter(|reg| !reg.is_persistent()) else { return false };
         let latest = self.attach_counts.get(&reg.client).copied().unwrap_or(0);
         (held.attach..=latest).any(|attach| self.has_left(reg.client, attach))
     }

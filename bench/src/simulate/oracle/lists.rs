@@ -105,6 +105,9 @@ impl Oracle {
                 self.leader_lists(term, datum, revision, list, (answers, begins));
             }
         }
+        if begins {
+            self.check_durable(term, id);
+        }
         if begins && self.shape == Shape::Cluster {
             self.check_accept(term, id);
         }
@@ -228,7 +231,8 @@ impl Oracle {
         }
         self.terms[term].epoch = epoch;
         if self.shape == Shape::Cluster {
-            if let Some(other) = self.opened.insert((slot, epoch), process).filter(|other| *other != process) {
+            if let Some(other) = self.opened.insert((slot, epoch), process).filter(|other| *other != process)
+            {
                 let [other, host] = [other, process].map(|process| self.processes[process].host);
                 let text =
                     format!("epoch {epoch} of slot {} is opened by host {other} and by host {host}", slot.0);
@@ -365,6 +369,8 @@ impl Oracle {
             self.seen.withdrawn += 1;
         } else if self.has_departed(register, held) {
             self.seen.departed += 1;
+        } else if self.regs.get(&register).is_some_and(super::Reg::is_persistent) {
+            self.fail(Some(datum), format!("the leader unlists {what}, which is persistent"));
         } else {
             let Term { process, leases_from, .. } = self.terms[term];
             let silent = self.silence(process, held.owner, leases_from);
@@ -391,12 +397,18 @@ impl Oracle {
     fn check_listed(&mut self, term: usize, datum: usize, register: RegisterId, held: &Held) {
         let Some(reg) = self.regs.get(&register) else { return };
         let Some(removal) = reg.removal else { return };
+        let slot = self.datums[datum].key().slot(SLOTS);
+        if self.terms_of.get(&slot).and_then(|terms| terms.last()) != Some(&term) {
+            // A former leader that does not know it yet; who listens to it is behind as a whole.
+            return;
+        }
         let is_later = removal.term.is_none_or(|removed_in| removed_in != term);
         // Whoever had it removed, and has confirmed here since, does not hold it.
         let knows = self.shape == Shape::Cluster
             && removal.session == Some(held.owner)
             && self.terms[term].confirmed.contains(&held.owner);
-        if is_later && !knows && self.has_stale_holder(reg.client) {
+        let may_know = reg.is_persistent() && !self.is_unclean(datum);
+        if is_later && !knows && !may_know && self.has_stale_holder(reg.client) {
             self.seen.stale_replays += 1;
             return;
         }
@@ -406,6 +418,31 @@ impl Oracle {
             removal.revision
         );
         self.fail(Some(datum), text);
+    }
+
+    /// Whether a slot was ever led by a node that may lack what was acknowledged as persistent.
+    pub(super) fn is_unclean(&self, datum: usize) -> bool {
+        self.unclean.contains(&self.datums[datum].key().slot(SLOTS))
+    }
+
+    /// Promise 7, for what is persistent: a leader that answers readers has everything that was acknowledged.
+    fn check_durable(&mut self, term: usize, slot: SlotId) {
+        let lost = self.regs.iter().find(|(register, reg)| {
+            let Some(told) = reg.acknowledged.filter(|_| reg.is_persistent() && reg.wanted) else {
+                return false;
+            };
+            let is_here = self.datums[reg.datum].key().slot(SLOTS) == slot && !self.unclean.contains(&slot);
+            let listed = self.terms[term].list(reg.datum).get(register).map(|held| held.content);
+            is_here && listed.is_none_or(|content| content < told.content)
+        });
+        if let Some((register, reg)) = lost {
+            let (datum, host) = (reg.datum, self.processes[self.terms[term].process].host);
+            let text = format!(
+                "host {host} begins to answer and lacks {}, which is persistent and was acknowledged",
+                short(*register)
+            );
+            self.fail(Some(datum), text);
+        }
     }
 
     /// Promise 8: a leader that begins to answer before `settle` has passed has heard of every session that is linked to it.
@@ -423,7 +460,8 @@ impl Oracle {
             let Some(acknowledged) = &reg.acknowledged else { continue };
             let is_here = self.datums[reg.datum].key().slot(SLOTS) == slot && reg.wanted;
             let latest = self.attach_counts.get(&reg.client).copied().unwrap_or(0);
-            let attachment = self.attachment(reg.client, latest).filter(|it| it.owner == acknowledged.session);
+            let attachment =
+                self.attachment(reg.client, latest).filter(|it| it.owner == acknowledged.session);
             let holds = attachment.is_some_and(|it| it.ended.is_none());
             if !is_here || !holds || !linked.contains(&acknowledged.session) {
                 continue;

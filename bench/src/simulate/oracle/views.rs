@@ -64,14 +64,22 @@ impl Oracle {
             }
             Update::Refused { registration, refusal } => {
                 let datum = self.regs.get(&registration.register).map(|reg| reg.datum);
+                let reg = self.regs.get_mut(&registration.register);
+                if let Some(reg) = reg.filter(|reg| reg.is_persistent()) {
+                    // A leader without a lease of the control plane takes none.
+                    reg.is_doubtful = true;
+                    self.seen.persistent_refused += 1;
+                    return;
+                }
                 let what = short(registration.register);
                 self.fail(datum, format!("client {client}: {what} is refused: {refusal}"));
             }
-            Update::NotDurable { refusal, .. } => {
-                self.fail(
-                    None,
-                    format!("client {client}: nothing here is persistent, and it hears {refusal}"),
-                );
+            Update::NotDurable { registration, refusal } => {
+                if !self.regs.get(&registration.register).is_some_and(super::Reg::is_persistent) {
+                    let text = format!("client {client}: what is not persistent hears {refusal}");
+                    self.fail(None, text);
+                }
+                self.seen.not_durable_yet += 1;
             }
             Update::SubscriptionRefused { id, refusal } => {
                 let datum = self.datum_of(id);
@@ -100,6 +108,7 @@ impl Oracle {
         let (revision_before, place_before, resuming) = (view.revision, view.place, view.resuming);
         let mut list = if is_snapshot { BTreeMap::new() } else { before.clone() };
         let mut unknown = None;
+        let mut echoed = None;
         for (register, payload) in changes {
             match payload {
                 None => {
@@ -107,7 +116,9 @@ impl Oracle {
                 }
                 Some(payload) => match self.content(register, &payload) {
                     Some(content) => {
-                        list.insert(register, content);
+                        let was = list.insert(register, content);
+                        echoed =
+                            echoed.or(was.filter(|was| !is_snapshot && *was == content).map(|_| register));
                     }
                     None => unknown = Some(label(&payload)),
                 },
@@ -116,6 +127,10 @@ impl Oracle {
         let names: Vec<String> = list.keys().map(|register| short(*register)).collect();
         let kind = if is_snapshot { "snapshot" } else { "diff" };
         self.say(Some(datum), || format!("client {client}: {kind} at {revision}: {}", names.join(" ")));
+        if let Some(echoed) = echoed {
+            let text = format!("client {client} is told {} again, which has not changed", short(echoed));
+            self.fail(Some(datum), text);
+        }
         if let Some(unknown) = unknown {
             self.fail(Some(datum), format!("client {client} is told {unknown}, which nobody published"));
         }
@@ -153,7 +168,8 @@ impl Oracle {
                 let acknowledged = reg.acknowledged.filter(|it| it.content > *content);
                 let knows = self.shape == Shape::Cluster
                     && acknowledged.is_some_and(|it| self.terms[term].confirmed.contains(&it.session));
-                if place > place_before && !knows && self.has_stale_holder(reg.client) {
+                let may_know = reg.is_persistent() && acknowledged.is_some() && !self.is_unclean(datum);
+                if place > place_before && !knows && !may_know && self.has_stale_holder(reg.client) {
                     self.seen.stale_contents += 1;
                     continue;
                 }
@@ -224,6 +240,18 @@ impl Oracle {
         }
         let Some(held) = self.carried(datum, term, register) else { return };
         let started = self.terms[term].started;
+        let reg = &self.regs[&register];
+        if reg.is_persistent() && !self.is_withdrawn(register, &held) {
+            let is_told = reg.wanted && reg.acknowledged.is_some_and(|it| it.content >= held.content);
+            if is_told && !self.is_unclean(datum) {
+                let text = format!(
+                    "client {client} at {revision} no longer has {}, which is persistent and was acknowledged",
+                    short(register)
+                );
+                self.fail(Some(datum), text);
+            }
+            return;
+        }
         if self.is_withdrawn(register, &held)
             || self.has_departed(register, &held)
             || self.now + SLACK >= started + LEASE
@@ -257,6 +285,8 @@ impl Oracle {
         let session = self.session_of(client).map(|(id, _)| id);
         let Some(reg) = self.regs.get_mut(&register) else { return };
         let (datum, wanted, latest) = (reg.datum, reg.wanted, reg.contents.len() - 1);
+        reg.is_doubtful = false;
+        self.seen.persistent_acknowledged += u64::from(reg.is_persistent());
         let known = self.history.get(&(datum, revision)).and_then(|known| known.last());
         if wanted {
             reg.acknowledged = session.map(|session| Acknowledged { content: latest, session });
