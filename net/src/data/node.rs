@@ -166,6 +166,12 @@ impl Node {
         &self.shard
     }
 
+    /// Plants a fault in the shard.
+    #[cfg(feature = "planted-faults")]
+    pub fn plant(&mut self, fault: Option<slotcast_engine::faults::Fault>) {
+        self.shard.plant(fault);
+    }
+
     /// Stops taking links and ends the role after the next turn.
     pub fn stop(&mut self) {
         self.draining = true;

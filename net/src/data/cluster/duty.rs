@@ -41,7 +41,9 @@ pub(in crate::data) enum Step {
 /// Finds this run of a node in a table.
 pub(in crate::data) fn standing(table: &SlotTable, entry: &NodeEntry) -> Standing {
     let found = table.number_of(&entry.id);
-    let same = |number: &NodeNumber| table.nodes[number].incarnation == entry.incarnation;
+    let same = |number: &NodeNumber| {
+        table.nodes[number].incarnation == entry.incarnation || crate::faults::epoch_reused()
+    };
     found.filter(same).map_or(Standing::Unknown, Standing::Named)
 }
 
