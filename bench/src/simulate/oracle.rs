@@ -26,7 +26,7 @@
 //! 9. *Nothing twice.* A diff tells a subscriber nothing that it has: an equal publish, a new leader and a new session push
 //!    nothing again. No connection carries more than a bounded number of writes in a second, whatever breaks.
 //! 10. *Led again in time.* When a data node is lost and nothing else is wrong, others answer for its slots within
-//!    [`DETECTION_MAX`].
+//!     [`DETECTION_MAX`].
 //! 11. *In the end* every list is exactly the set of registrations that clients hold (checked when all is healed).
 //!
 //! What the loss of a data node's memory makes impossible, and so is not promised: a session that was cut off while a
