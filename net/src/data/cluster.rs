@@ -251,7 +251,7 @@ impl Cluster {
         }
         self.followings.set_wanted(wanted, now);
         self.followers.keep_members(&self.table, shard);
-        self.look_at = now;
+        (self.look_at, self.observe_at) = (now, now);
     }
 
     /// Does what a table asks for one slot.
@@ -357,7 +357,9 @@ impl Cluster {
         }
         if now >= self.look_at {
             let all = self.look(shard, now);
-            self.look_at = now.after(if all { LOOK.1 } else { LOOK.0 });
+            // Some microseconds for each slot: very many are looked at less often.
+            let often = LOOK.0 * (1 + self.in_sync.len() as u64 / 1024);
+            self.look_at = now.after(if all { LOOK.1 } else { often.min(LOOK.1) });
             self.tell(shard);
         }
     }
@@ -456,6 +458,7 @@ impl Cluster {
         }
         let metrics = &self.metrics;
         metrics.set_slots(states.into_iter());
+        metrics.observe(&shard.cluster_stats(), &shard.replica_stats(), &shard.follow_stats());
         metrics.table_epoch.set(self.table.epoch as i64);
         metrics.tables_refused.set(self.meta.older_refused as i64);
         metrics.control_plane.set(i64::from(self.meta.is_connected()));

@@ -3,12 +3,13 @@
 
 use std::{
     io::{ErrorKind, Read, Write},
-    net::{SocketAddr, TcpStream},
+    net::{SocketAddr, TcpListener, TcpStream},
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use slotcast_engine::{
+    batch::{OpenBatch, entries},
     digest::Digest,
     error::Refusal,
     id::{DataId, Nanos, Revision, SlotId},
@@ -21,8 +22,8 @@ use slotcast_net::{
         Decoder, ErrorCode, FrameError, Kind, Message,
         header::{FRAME_BYTES_MAX, PROTOCOL},
         meta::{MetaMessage, MetaPeer},
-        replica::{FollowItem, ReplicaAckItem, ReplicaMessage, ReplicaRefusal},
-        slot_table::{NodeNumber, SlotTable},
+        replica::{FollowItem, ReplicaAckItem, ReplicaMessage, ReplicaPart, ReplicaRefusal},
+        slot_table::{NodeEntry, NodeNumber, SlotTable},
     },
 };
 
@@ -158,7 +159,11 @@ struct Watch {
 
 impl Watch {
     fn new(meta: SocketAddr) -> Self {
-        let config = MetaLinkConfig::new(vec![meta], "slotcast", SLOTS, MetaPeer::Session);
+        Self::of(meta, MetaPeer::Session)
+    }
+
+    fn of(meta: SocketAddr, peer: MetaPeer) -> Self {
+        let config = MetaLinkConfig::new(vec![meta], "slotcast", SLOTS, peer);
         let table = Arc::new(SlotTable::empty("slotcast", SLOTS));
         Self { link: MetaLink::new(config, table, 0), stream: None, began: Instant::now() }
     }
@@ -265,7 +270,7 @@ fn the_follower_of_a_lost_leader_serves_what_the_leader_had() {
     assert!(after.epoch() > epoch && after > before, "{after} after {before}");
     assert!(lost.elapsed() < Duration::from_secs(10));
     let node = members.node("b");
-    until_metric(node.admin.addr, "data_slots", "accept", |count| count == f64::from(SLOTS));
+    until_metric(node.admin.addr, "data_slots", "state=\"accept\"", |count| count == f64::from(SLOTS));
     let (code, said) = get(node.admin.addr, "/readyz");
     assert_eq!((code, said.contains("leads 64 slots")), (200, true), "{said}");
     members.stop();
@@ -303,17 +308,26 @@ fn a_node_that_comes_back_with_nothing_gets_everything_and_is_in_sync_again() {
     members.stop();
 }
 
-/// A follower made of nothing but a blocking socket.
-struct RawFollower {
+/// One end of a replica link, made of nothing but a blocking socket.
+struct RawReplica {
     stream: TcpStream,
     decoder: Decoder,
 }
 
-impl RawFollower {
+impl RawReplica {
     fn open(addr: SocketAddr) -> Self {
-        let stream = TcpStream::connect(addr).unwrap();
+        Self::over(TcpStream::connect(addr).unwrap())
+    }
+
+    fn over(stream: TcpStream) -> Self {
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         Self { stream, decoder: Decoder::default() }
+    }
+
+    /// Reads until the other end has closed.
+    fn expect_end(mut self) {
+        let mut bytes = [0; 65536];
+        while self.stream.read(&mut bytes).is_ok_and(|got| got > 0) {}
     }
 
     fn send(&mut self, message: &ReplicaMessage<'_>) {
@@ -421,7 +435,7 @@ fn followers_that_do_not_belong_here_are_refused_with_a_reason_and_nobody_is_dis
         ),
         (ReplicaMessage::Follow(Vec::new()), ErrorCode::Unexpected, "replica hello"),
     ] {
-        let mut raw = RawFollower::open(addr);
+        let mut raw = RawReplica::open(addr);
         raw.send(&first);
         let (told, text) = raw.expect_error();
         assert_eq!(told, code as u16, "{text}");
@@ -429,7 +443,7 @@ fn followers_that_do_not_belong_here_are_refused_with_a_reason_and_nobody_is_dis
     }
 
     // Slot by slot: the connection goes on.
-    let mut raw = RawFollower::open(addr);
+    let mut raw = RawReplica::open(addr);
     raw.send(&hello(&table, outsider));
     raw.expect(|message| matches!(message, ReplicaMessage::Welcome { .. }).then_some(()));
     let foreign = (0..SLOTS as u16)
@@ -457,7 +471,7 @@ fn followers_that_do_not_belong_here_are_refused_with_a_reason_and_nobody_is_dis
 
     // Who says that it is beyond its leader is not believed, neither at first nor later. It takes the place of the real one,
     // which comes back.
-    let mut raw = RawFollower::open(addr);
+    let mut raw = RawReplica::open(addr);
     raw.send(&good);
     raw.expect(|message| matches!(message, ReplicaMessage::Welcome { .. }).then_some(()));
     let beyond = Revision(Revision::open(epoch).0 | 1 << 30);
@@ -492,7 +506,9 @@ fn two_shards_of_a_node_follow_and_lead_as_one_member() {
     // What nobody had before it waits for sessions, and each shard has its own.
     let _links: Vec<Raw> =
         members.node("b").server.addrs.iter().map(|addr| Raw::link(*addr, 80, SLOTS)).collect();
-    until_metric(members.node("b").admin.addr, "data_slots", "accept", |count| count == f64::from(SLOTS));
+    until_metric(members.node("b").admin.addr, "data_slots", "state=\"accept\"", |count| {
+        count == f64::from(SLOTS)
+    });
     members.stop();
 }
 
@@ -506,7 +522,7 @@ fn a_second_process_with_the_id_of_a_live_node_holds_nothing() {
     until_metric(members.meta.admin.addr, "meta_peer_errors", "duplicate_node", |count| count >= 1.0);
     let (code, said) = get(twin.admin.addr, "/readyz");
     assert_eq!(code, 503, "{said}");
-    assert_eq!(metric(twin.admin.addr, "data_slots", "accept"), 0.0);
+    assert_eq!(metric(twin.admin.addr, "data_slots", "state=\"accept\""), 0.0);
     list(&members, &datum, 79, &[b"one"]);
     twin.server.stop().unwrap();
     members.stop();
@@ -594,5 +610,178 @@ fn nodes_with_disks_go_on_from_what_they_have() {
     let table = members.watch.until("b leads", |table| table.slots[slot].leader() == Some(b));
     assert!(!table.slots[slot].is_unclean, "it was in sync");
     list(&members, &datum, 79, &[b"one", b"two"]);
+    members.stop();
+}
+
+#[test]
+fn without_the_control_plane_a_leader_takes_what_needs_no_successor_to_know() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = format!("data.data_dir={:?}", folder.path().join("a").to_str().unwrap());
+    let mut members = Members::start(&[], &["meta.replicas=1"]);
+    members.join("a", &["data.storage=disk".into(), dir]);
+    members.watch.until("a leads everything", |table| {
+        table.number_of("a").is_some_and(|a| table.slots.iter().all(|it| it.leader() == Some(a)))
+    });
+    let (mut link, datum) = publish(&members, "a", 77, b"one");
+    let entries = link.persistent_put(&datum, 2, 1, b"two");
+    assert!(link.write(&entries)[0].is_ok());
+
+    let Members { meta, nodes, .. } = members;
+    let http = nodes[0].1.admin.addr;
+    until_metric(http, "data_node_lease", "", |lease| lease == 1.0);
+    assert!(!get(http, "/readyz").1.contains("persistent publishers are refused"));
+    meta.server.stop().unwrap();
+    until_metric(http, "data_node_lease", "", |lease| lease == 0.0);
+    let entries = link.persistent_put(&datum, 3, 1, b"three");
+    assert_eq!(link.write(&entries)[0], Err(Refusal::PersistentUnavailable));
+    link.publish(&datum, 4, 1, 1, b"four");
+    let (code, said) = get(http, "/readyz");
+    assert_eq!((code, said.contains("persistent publishers are refused")), (200, true), "{said}");
+    for (_, node) in nodes {
+        node.server.stop().unwrap();
+    }
+}
+
+/// A node that leads slots and says to its followers what a test wants.
+struct FalseLeader {
+    listener: TcpListener,
+    watch: Watch,
+    number: NodeNumber,
+    incarnation: u64,
+}
+
+impl FalseLeader {
+    /// Joins as `id`, and waits until it leads slots that others follow.
+    fn join(members: &mut Members, id: &str) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let incarnation = 4711;
+        let entry = NodeEntry {
+            id: id.into(),
+            incarnation,
+            zone: "".into(),
+            ip: [127, 0, 0, 1].into(),
+            ports: vec![listener.local_addr().unwrap().port()],
+            http: 0,
+            draining: false,
+        };
+        let mut watch = Watch::of(members.meta.server.addr, MetaPeer::Data(Arc::new(entry)));
+        let table = watch.until("slots for the false leader", |table| {
+            let number = table.number_of(id);
+            number.is_some() && table.slots.iter().any(|it| it.leader() == number && it.members().len() > 1)
+        });
+        Self { listener, watch, number: table.number_of(id).unwrap(), incarnation }
+    }
+
+    /// The next connection of a follower, which introduces itself properly.
+    fn accept(&mut self, follower: NodeNumber) -> RawReplica {
+        self.watch.step();
+        let mut raw = RawReplica::over(self.listener.accept().unwrap().0);
+        let node = raw.expect(|message| match message {
+            ReplicaMessage::Hello { node, cluster, .. } => Some((*node, cluster.to_string())),
+            _ => None,
+        });
+        assert_eq!(node, (follower, "slotcast".into()));
+        raw
+    }
+
+    fn welcome(&mut self, raw: &mut RawReplica) {
+        let (incarnation, table_epoch) = (self.incarnation, self.watch.table().epoch);
+        raw.send(&ReplicaMessage::Welcome { incarnation, table_epoch });
+    }
+}
+
+impl RawReplica {
+    fn expect_follow(&mut self, slot: SlotId) -> FollowItem {
+        self.expect(|message| match message {
+            ReplicaMessage::Follow(items) => items.iter().find(|item| item.slot == slot).copied(),
+            _ => None,
+        })
+    }
+
+    fn expect_applied(&mut self, slot: SlotId, revision: Revision) {
+        self.expect(|message| match message {
+            ReplicaMessage::Ack(items) => {
+                items.iter().any(|item| item.slot == slot && item.applied == revision).then_some(())
+            }
+            _ => None,
+        });
+    }
+}
+
+#[test]
+fn a_follower_takes_only_what_fits_from_whom_it_has_to_be() {
+    let mut members = Members::start(&["a"], &["meta.nodes_min=2", "meta.node_lease=30s"]);
+    let mut leader = FalseLeader::join(&mut members, "x");
+    let (table, x) = (leader.watch.table(), leader.number);
+    let a = table.number_of("a").unwrap();
+    let mut datums = (0..).map(|n| DataId::new("public", "default", &format!("service-{n}")).unwrap());
+    let datum = datums
+        .find(|datum| {
+            let entry = &table.slots[usize::from(datum.key().slot(SLOTS).0)];
+            entry.leader() == Some(x) && entry.position(a).is_some()
+        })
+        .unwrap();
+    let slot = datum.key().slot(SLOTS);
+    let epoch = table.slots[usize::from(slot.0)].leader_epoch;
+    let at = |counter| Revision(Revision::open(epoch).0 + counter);
+    let writer = Raw::link(members.node("a").server.addrs[0], 9, SLOTS);
+    let batch = |from: u64, to: u64, register: u64| {
+        let mut open = OpenBatch::default();
+        for entry in entries(&writer.put(&datum, register, 1, 1, b"one")) {
+            open.push(entry.unwrap());
+        }
+        open.seal(slot, at(from), at(to), 1)
+    };
+    let whole = |revision| {
+        ReplicaMessage::Part(ReplicaPart {
+            slot,
+            is_first: true,
+            is_last: true,
+            revision,
+            lineage: Vec::new(),
+            entries: &[],
+        })
+    };
+
+    // Somebody else answers at the leader's address.
+    let mut raw = leader.accept(a);
+    let incarnation = leader.incarnation + 1;
+    raw.send(&ReplicaMessage::Welcome { incarnation, table_epoch: table.epoch });
+    raw.expect_end();
+
+    let mut raw = leader.accept(a);
+    leader.welcome(&mut raw);
+    let item = raw.expect_follow(slot);
+    assert_eq!((item.leader_epoch, item.since), (epoch, Revision::ZERO));
+    raw.send(&whole(at(0)));
+    raw.expect_applied(slot, at(0));
+    raw.send(&ReplicaMessage::Batch { slot, after: at(0), batch: &batch(0, 1, 1) });
+    raw.expect_applied(slot, at(1));
+    // One is missing: it asks from where it is, and takes what fits.
+    raw.send(&ReplicaMessage::Batch { slot, after: at(2), batch: &batch(2, 3, 3) });
+    assert_eq!(raw.expect_follow(slot).since, at(1));
+    raw.send(&ReplicaMessage::Batch { slot, after: at(1), batch: &batch(1, 2, 2) });
+    raw.expect_applied(slot, at(2));
+    publishers(members.node("a"), 2);
+
+    // What is damaged ends the link. What was there stays until the whole slot has come.
+    let mut damaged = batch(2, 3, 3);
+    *damaged.last_mut().unwrap() ^= 1;
+    raw.send(&ReplicaMessage::Batch { slot, after: at(2), batch: &damaged });
+    raw.expect_end();
+    let mut raw = leader.accept(a);
+    leader.welcome(&mut raw);
+    assert_eq!(raw.expect_follow(slot).since, Revision::ZERO);
+    publishers(members.node("a"), 2);
+    raw.send(&whole(at(5)));
+    raw.expect_applied(slot, at(5));
+    publishers(members.node("a"), 0);
+    assert_eq!(metric(members.node("a").admin.addr, "data_replica_gaps", ""), 1.0);
+
+    // It says that it has nothing that this one has: asked for from nothing again.
+    let refused = ReplicaMessage::Refused { slot, code: ReplicaRefusal::Ahead as u16, leader_epoch: epoch };
+    raw.send(&refused);
+    assert_eq!(raw.expect_follow(slot).since, Revision::ZERO);
+    drop(leader);
     members.stop();
 }

@@ -76,6 +76,38 @@ fn files_that_are_not_there_or_not_toml_are_named() {
 }
 
 #[test]
+fn members_of_a_cluster_that_nobody_could_reach_or_tell_apart_are_refused() {
+    let peers = "meta.peers=[\"127.0.0.1:1\"]";
+    for (setting, words) in [
+        ("data.id=\"\"", "data.id"),
+        ("data.zone=\"a\\nb\"", "data.zone"),
+        ("data.shards=0", "data.shards has to be from 1 to 256"),
+        ("data.listen=0.0.0.0:7620", "data.advertise is needed"),
+        ("data.replica_lag_max=0s", "data.replica_lag_max"),
+    ] {
+        assert_refused(&[peers, setting], &[words]);
+    }
+    assert_refused(&[peers, "data.listen=127.0.0.1:65535", "data.shards=2"], &["shard 1 has no port"]);
+    // The static table means nothing to a member, and to nobody else does the rest.
+    let of = |settings: &[&str]| {
+        let settings: Vec<String> = settings.iter().map(|it| it.to_string()).collect();
+        Config::load(None, &settings).unwrap().data_options().unwrap()
+    };
+    let member = of(&[
+        peers,
+        "nodes=[]",
+        "data.id=a",
+        "data.listen=0.0.0.0:7",
+        "data.advertise=10.0.0.1",
+        "data.zone=z",
+    ]);
+    let cluster = member.cluster.unwrap();
+    assert_eq!((cluster.id.as_str(), cluster.zone.as_str()), ("a", "z"));
+    assert_eq!((cluster.ip.to_string(), member.listen.port()), ("10.0.0.1".to_string(), 7));
+    assert!(of(&["data.shards=0"]).cluster.is_none());
+}
+
+#[test]
 fn slot_tables_with_contradictions_are_refused() {
     let node = |id: &str, port: u16, first: u32, last: u32| {
         format!("{{id=\"{id}\",addr=\"127.0.0.1:{port}\",slots=[{first},{last}]}}")

@@ -5,7 +5,10 @@ use prometheus_client::{
     metrics::{counter::Counter, family::Family, gauge::Gauge},
     registry::Registry,
 };
-use slotcast_engine::slot_state::SlotState;
+use slotcast_engine::{
+    shard::{ClusterStats, FollowStats, ReplicaStats},
+    slot_state::SlotState,
+};
 
 use crate::wire::replica::ReplicaRefusal;
 
@@ -28,6 +31,12 @@ pub struct ClusterMetrics {
     pub lag_revisions: Gauge,
     pub lag_ms: Gauge,
     pub out_of_sync: Gauge,
+    accepted: Family<How, Gauge>,
+    stale_heartbeats: Gauge,
+    sent_batches: Gauge,
+    sent_copies: Gauge,
+    fell_behind: Gauge,
+    taken_copies: Gauge,
     pub sent_bytes: Counter,
     pub received_bytes: Counter,
     pub sent_parts: Counter,
@@ -39,6 +48,11 @@ pub struct ClusterMetrics {
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct State {
     state: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct How {
+    how: &'static str,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -92,6 +106,19 @@ impl ClusterMetrics {
                 "Followers, summed over the slots led here, that do not count as in sync",
                 &it.out_of_sync,
             ),
+            (
+                "data_stale_heartbeats",
+                "Heartbeats of sessions that route to other leaders than this shard knows of",
+                &it.stale_heartbeats,
+            ),
+            ("data_replica_sent_batches", "Batches sent to followers", &it.sent_batches),
+            ("data_replica_sent_copies", "Whole slots sent to followers to their end", &it.sent_copies),
+            (
+                "data_replica_fell_behind",
+                "Times a follower of a slot was further behind than recent batches are kept",
+                &it.fell_behind,
+            ),
+            ("data_replica_taken_copies", "Whole slots taken from leaders", &it.taken_copies),
         ] {
             registry.register(name, help, gauge.clone());
         }
@@ -126,6 +153,11 @@ impl ClusterMetrics {
             registry.register(name, help, counter.clone());
         }
         registry.register(
+            "data_slots_accepted",
+            "Slots that began to answer readers: because every linked session had confirmed them, or late because data.settle had passed",
+            it.accepted.clone(),
+        );
+        registry.register(
             "data_replica_refused",
             "Slots that could not be followed, by who refused (this shard as leader, or the leader it asked) and reason",
             it.refused.clone(),
@@ -138,6 +170,18 @@ impl ClusterMetrics {
         for (state, count) in counts {
             self.slots.get_or_create(&State { state: state.label() }).set(count as i64);
         }
+    }
+
+    /// Takes over what the shard counts itself.
+    pub fn observe(&self, cluster: &ClusterStats, sent: &ReplicaStats, taken: &FollowStats) {
+        for (how, count) in [("confirmed", cluster.accepted_confirmed), ("late", cluster.accepted_late)] {
+            self.accepted.get_or_create(&How { how }).set(count as i64);
+        }
+        self.stale_heartbeats.set(cluster.stale_heartbeats as i64);
+        self.sent_batches.set(sent.batches as i64);
+        self.sent_copies.set(sent.copies as i64);
+        self.fell_behind.set(sent.lost as i64);
+        self.taken_copies.set(taken.copies as i64);
     }
 
     /// Slots in a state, as it was last observed.
