@@ -75,7 +75,7 @@ struct Cluster {
 }
 
 impl Cluster {
-    fn start(nodes: usize, sessions: usize) -> Self {
+    fn start(nodes: usize, sessions: usize, more: &[&str]) -> Self {
         let mut settings: Vec<String> = [
             "meta.listen=127.0.0.1:0",
             "meta.http=127.0.0.1:0",
@@ -94,6 +94,7 @@ impl Cluster {
         ]
         .map(String::from)
         .to_vec();
+        settings.extend(more.iter().map(|setting| setting.to_string()));
         settings.push(format!("slot_count={SLOTS}"));
         settings.push(format!("nodes=[{{id=\"none\",addr=\"127.0.0.1:1\",slots=[0,{}]}}]", SLOTS - 1));
         settings.push(format!("meta.nodes_min={nodes}"));
@@ -354,10 +355,11 @@ impl Load {
 /// whenever they are looked at and complete in the end. `mend` makes the cluster whole again.
 fn under_load(
     times: usize,
+    settings: &[&str],
     disturb: impl Fn(&mut Cluster) -> String,
     mend: impl Fn(&mut Cluster, &str),
 ) -> Cluster {
-    let mut cluster = Cluster::start(3, 2);
+    let mut cluster = Cluster::start(3, 2, settings);
     cluster.until_in_sync();
     cluster.until_ready();
     let addrs = cluster.session_addrs();
@@ -413,7 +415,7 @@ fn under_load(
 
 #[test]
 fn killing_leaders_under_load_shows_nobody_a_wrong_list() {
-    let cluster = under_load(3, Cluster::kill_a_leader, |cluster, killed| cluster.start_node(killed));
+    let cluster = under_load(3, &[], Cluster::kill_a_leader, |cluster, killed| cluster.start_node(killed));
     for session in &cluster.sessions {
         assert!(metric(session.admin.addr, "session_route_changes", "") > f64::from(SLOTS));
     }
@@ -429,7 +431,7 @@ fn a_leader_that_stands_still_and_comes_back_is_not_listened_to() {
         cluster.nodes[&leader].signal(libc::SIGCONT);
         leader
     };
-    under_load(2, stop, |_, _| {}).stop();
+    under_load(2, &[], stop, |_, _| {}).stop();
 }
 
 #[test]
@@ -447,7 +449,7 @@ fn draining_nodes_under_load_shows_nobody_a_wrong_list() {
         cluster.meta.server.desk.drain(drained, false).unwrap();
         cluster.until_newer_table(epoch);
     };
-    under_load(2, drain, fill).stop();
+    under_load(2, &["data.shards=2", "session.cores=2"], drain, fill).stop();
 }
 
 #[test]
