@@ -57,7 +57,11 @@ pub(super) struct Process {
     /// How long it stood still.
     paused: u64,
     /// When it last heard of each session, in its running time.
-    heard: BTreeMap<SessionId, u64>,
+    pub(super) heard: BTreeMap<SessionId, u64>,
+    /// Sessions whose lease runs there.
+    pub(super) alive: BTreeSet<SessionId>,
+    /// Sessions whose lease it has ended.
+    pub(super) refused: BTreeSet<SessionId>,
     /// What it did with each slot, and where that was, after its last turn.
     pub(super) seats: BTreeMap<SlotId, (SlotState, Revision)>,
     /// Open links, by connection.
@@ -138,6 +142,8 @@ impl Oracle {
             has_ended: false,
             paused: 0,
             heard: BTreeMap::new(),
+            alive: BTreeSet::new(),
+            refused: BTreeSet::new(),
             seats: BTreeMap::new(),
             links: BTreeMap::new(),
         });
@@ -156,7 +162,9 @@ impl Oracle {
     /// A data node has read bytes of a session.
     pub fn node_heard(&mut self, process: usize, id: SessionId, pair: usize) {
         let at = self.now - self.processes[process].paused;
-        self.processes[process].heard.insert(id, at);
+        if !self.processes[process].refused.contains(&id) {
+            self.processes[process].heard.insert(id, at);
+        }
         self.processes[process].links.insert(pair, id);
     }
 

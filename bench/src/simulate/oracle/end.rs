@@ -4,9 +4,15 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use slotcast_engine::id::RegisterId;
 
-use super::{Contents, Oracle, names};
+use super::{Contents, Oracle, Reg, names};
 
 impl Oracle {
+    /// Whether it is known what has become of a registration. A slot that only a node could lead which lacks persistent
+    /// registrations has lost some.
+    fn is_sure(&self, reg: &Reg) -> bool {
+        !reg.is_doubtful && !(reg.is_persistent() && self.is_unclean(reg.datum))
+    }
+
     /// Promise 11. `lists` are what the clients hold, `present` the clients that are there.
     pub fn check_end(
         &mut self,
@@ -18,12 +24,12 @@ impl Oracle {
                 .regs
                 .values()
                 .filter(|reg| reg.datum == datum && reg.wanted)
-                .filter(|reg| !reg.is_doubtful && (reg.is_persistent() || present.contains(&reg.client)));
+                .filter(|reg| self.is_sure(reg))
+                .filter(|reg| reg.is_persistent() || present.contains(&reg.client));
             let expected: BTreeMap<RegisterId, Vec<u8>> = wanted
                 .filter_map(|reg| Some((reg.registration.register, reg.contents.last()?.clone())))
                 .collect();
-            let regs = &self.regs;
-            let is_sure = |register: &RegisterId| regs.get(register).is_none_or(|reg| !reg.is_doubtful);
+            let is_sure = |register: &RegisterId| self.regs.get(register).is_none_or(|reg| self.is_sure(reg));
             let listed: Vec<RegisterId> =
                 self.latest_list(datum).keys().copied().filter(|register| is_sure(register)).collect();
             let sure = |list: &Contents| -> Contents {

@@ -13,7 +13,7 @@ use slotcast_engine::{
 };
 use slotcast_net::data::node::Node;
 
-use super::{Oracle, SECOND, SLACK, names, nothing, short};
+use super::{Oracle, Process, SECOND, SLACK, names, nothing, short};
 use crate::simulate::{
     hosts::{LEASE, SLOTS},
     plan::Shape,
@@ -66,6 +66,10 @@ impl Oracle {
     pub fn node_turn(&mut self, process: usize, node: &Node) {
         self.processes[process].turned_at = self.now;
         let shard = node.shard();
+        let Process { heard, alive, refused, .. } = &mut self.processes[process];
+        // What a session says to a node that has ended its lease does not count: it is refused.
+        refused.extend(alive.extract_if(.., |session| !shard.is_alive(*session)));
+        alive.extend(heard.keys().copied().filter(|session| shard.is_alive(*session)));
         let held: BTreeMap<SlotId, &Slot> = shard.slots().map(|slot| (slot.id(), slot)).collect();
         for id in (0..SLOTS as u16).map(SlotId) {
             let (state, slot) = (shard.state(id), held.get(&id).copied());
@@ -458,7 +462,9 @@ impl Oracle {
         let mut missing = None;
         for (register, reg) in &self.regs {
             let Some(acknowledged) = &reg.acknowledged else { continue };
-            let is_here = self.datums[reg.datum].key().slot(SLOTS) == slot && reg.wanted;
+            // No session holds what is persistent.
+            let is_held = reg.wanted && !reg.is_persistent();
+            let is_here = self.datums[reg.datum].key().slot(SLOTS) == slot && is_held;
             let latest = self.attach_counts.get(&reg.client).copied().unwrap_or(0);
             let attachment =
                 self.attachment(reg.client, latest).filter(|it| it.owner == acknowledged.session);
