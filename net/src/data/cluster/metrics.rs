@@ -2,7 +2,7 @@
 
 use prometheus_client::{
     encoding::EncodeLabelSet,
-    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::Registry,
 };
 use slotcast_engine::slot_state::SlotState;
@@ -19,6 +19,7 @@ pub struct ClusterMetrics {
     pub control_plane: Gauge,
     pub lease: Gauge,
     pub promotions: Counter,
+    pub promotion_time: PromotionTime,
     pub demotions: Counter,
     pub left: Counter,
     pub epochs_refused: Counter,
@@ -34,6 +35,25 @@ pub struct ClusterMetrics {
     pub gaps: Counter,
     pub link_failures: Counter,
     refused: Family<Refused, Counter>,
+}
+
+/// How long slots took from the table to Accept.
+#[derive(Clone)]
+pub struct PromotionTime(Histogram);
+
+impl Default for PromotionTime {
+    fn default() -> Self {
+        // A follower in sync is to take 50 ms at most.
+        let seconds = [0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0];
+        Self(Histogram::new(seconds))
+    }
+}
+
+impl PromotionTime {
+    /// A slot took so many nanoseconds.
+    pub fn observe(&self, nanos: u64) {
+        self.0.observe(nanos as f64 / 1e9);
+    }
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -125,6 +145,11 @@ impl ClusterMetrics {
         ] {
             registry.register(name, help, counter.clone());
         }
+        registry.register(
+            "data_promotion_seconds",
+            "From a slot table that names this shard as the leader of a slot to when it answers readers",
+            it.promotion_time.0.clone(),
+        );
         registry.register(
             "data_replica_refused",
             "Slots that could not be followed, by who refused (this shard as leader, or the leader it asked) and reason",
