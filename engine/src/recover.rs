@@ -523,6 +523,7 @@ fn recover_slots(
     assert!(config.epoch > layout.epoch, "an epoch that no run here has opened");
     let mut report = Report::default();
     let mut slots: BTreeMap<SlotId, Loading> = BTreeMap::new();
+    let mut snapshots_at = BTreeMap::new();
     let mine = |slot: &SlotId| slot.shard(config.shards) == config.shard;
     let mut coming = layout.snapshots.keys().copied().filter(mine).skip(1);
     for (slot, bytes) in &layout.snapshots {
@@ -538,6 +539,7 @@ fn recover_slots(
             files.soon(&snapshot::file(next));
         }
         let loading = read_snapshot(files, config, *slot, *bytes, &mut report)?;
+        snapshots_at.insert(*slot, loading.revision);
         slots.insert(*slot, loading);
         progress(*bytes);
     }
@@ -581,6 +583,11 @@ fn recover_slots(
             }
             Frame::Void(slot, up_to) => {
                 broken.slots.remove(&slot);
+                // A slot that came back unchanged has a snapshot of the very revision that it was let go of at. It is no leftover;
+                // and one that is holds the same.
+                if snapshots_at.get(&slot) == Some(&up_to) {
+                    return Ok(());
+                }
                 if slots.get(&slot).is_some_and(|loading| loading.revision <= up_to) {
                     slots.remove(&slot);
                     stale.extend(layout.snapshots.contains_key(&slot).then_some(slot));

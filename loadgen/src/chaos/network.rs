@@ -35,7 +35,7 @@ impl Network {
     /// Whether namespaces may be made here, with cables between them.
     pub fn is_permitted() -> bool {
         let made = Command::new("unshare")
-            .args(["--net", "--", "ip", "link", "add", "a", "type", "veth", "peer", "name", "b"])
+            .args(["--net", "--", "ip", "link", "add", "near", "type", "veth", "peer", "name", "far"])
             .stderr(Stdio::null())
             .status();
         made.is_ok_and(|status| status.success())

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fmt};
 
-use comfy_table::{Table, presets::UTF8_FULL_CONDENSED};
+use comfy_table::{ContentArrangement, Table, presets::UTF8_FULL_CONDENSED};
 use serde_json::{Value, json};
 use slotcast_net::provenance;
 
@@ -11,6 +11,8 @@ use crate::{
     clock::MILLISECOND,
 };
 
+/// Characters of a line of the table.
+const TABLE_WIDTH: u16 = 140;
 /// Violations told word by word.
 const TOLD_MAX: usize = 50;
 
@@ -62,6 +64,8 @@ impl Outcome {
     pub fn table(&self) -> String {
         let mut table = Table::new();
         table.load_style(UTF8_FULL_CONDENSED);
+        // The faults of a long run are many.
+        table.set_content_arrangement(ContentArrangement::Dynamic).set_width(TABLE_WIDTH);
         let [ready, settled] =
             [self.spread(|round| round.ready_ms), self.spread(|round| round.settled_ms)].map(told);
         let listed = |counts: Vec<String>| counts.join(", ");

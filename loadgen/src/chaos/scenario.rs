@@ -121,7 +121,7 @@ impl Fault {
         let leader = Member::Data(leader);
         // Shorter and longer than the lease of a data node.
         let away = random.below(5000) as u64 * MILLISECOND;
-        if can_cut && random.below(4) == 0 {
+        if can_cut && random.below(3) == 0 {
             return match random.below(6) {
                 0..3 => (Act::Cut, vec![leader], away),
                 3 => (Act::Cut, vec![data, meta], away),

@@ -39,6 +39,8 @@ const END_WITHIN: Duration = Duration::from_secs(15);
 /// After violations in this many rounds the rest is left out.
 const BAD_ROUNDS_MAX: usize = 3;
 const REGISTRATIONS_MAX: usize = 5;
+/// Of a thousand operations the ones after which every client is still there.
+const STEADY: usize = 985;
 const STORY_LINES: usize = 60;
 const NAP: Duration = Duration::from_millis(1);
 
@@ -58,6 +60,8 @@ pub(super) struct World {
     subscriptions: usize,
     /// What is measured is how long it takes until all is right without whoever failed.
     is_measured: bool,
+    /// Nobody drops and nobody leaves.
+    is_steady: bool,
     /// While a process is away, and until its next run has waited for everybody: from and to.
     unsure: Vec<(u64, u64)>,
 }
@@ -130,6 +134,7 @@ impl World {
             seeds: spec.seed << 32,
             subscriptions,
             is_measured: spec.scenario == Scenario::KillLeader,
+            is_steady: spec.scenario == Scenario::MoveSlot,
             unsure: vec![(0, u64::MAX)],
             services,
         };
@@ -249,7 +254,7 @@ impl World {
         let participant = &mut self.participants[which];
         let held = participant.registered().len();
         let registration = self.random.below(held.max(1));
-        match self.random.below(1000) {
+        match self.random.below(if self.is_steady { STEADY } else { 1000 }) {
             0..250 if held < REGISTRATIONS_MAX => participant.publish(&service, payload.as_bytes())?,
             250..700 if held > 0 => participant.update(registration, payload.as_bytes())?,
             700..850 if held > 0 => participant.remove(registration),

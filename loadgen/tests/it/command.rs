@@ -87,6 +87,39 @@ fn more_stalled_clients_than_can_be_are_refused_with_the_number_that_can() {
 }
 
 #[test]
+fn a_leader_that_is_killed_is_succeeded_before_anybody_is_shown_a_wrong_list() {
+    let folder = tempfile::tempdir().unwrap();
+    let json = folder.path().join("chaos.json");
+    let output = Command::new(env!("CARGO_BIN_EXE_loadgen"))
+        .args(["chaos", "--rounds", "1", "--clients", "12", "--services", "8", "--storage", "none"])
+        .args(["--scenario", "kill-leader", "--json", json.to_str().unwrap()])
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{said} {}", String::from_utf8_lossy(&output.stderr));
+    let told: Value = serde_json::from_slice(&std::fs::read(json).unwrap()).unwrap();
+    let shape = &told["processes"];
+    assert_eq!((shape["data"].as_u64(), shape["metas"].as_u64()), (Some(3), Some(1)), "{told}");
+    let right = told["rounds"][0]["right_ms"].as_u64();
+    // Nobody can be right before the lease of the dead has ended.
+    assert!(right > Some(500) && right < Some(30_000), "{told}");
+    assert!(said.contains("right again without whoever failed"), "{said}");
+}
+
+#[test]
+fn several_data_nodes_without_a_control_plane_are_refused_with_what_to_do() {
+    for words in [["--scenario", "random"], ["--scenario", "kill-restart"]] {
+        let output = Command::new(env!("CARGO_BIN_EXE_loadgen"))
+            .args(["chaos", "--data", "3", "--meta", "0", "--no-partitions"])
+            .args(words)
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && said.contains("--meta"), "{said}");
+    }
+}
+
+#[test]
 fn processes_that_are_killed_and_stopped_cost_no_reader_anything() {
     let folder = tempfile::tempdir().unwrap();
     for (scenario, storage) in [("kill-restart", "disk"), ("kill-restart", "none"), ("pause", "tmpfs")] {

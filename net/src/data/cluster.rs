@@ -87,6 +87,8 @@ pub(super) struct Cluster {
     followers: Followers,
     /// Epochs that slots could not be led in, because they know as large ones.
     refused: BTreeMap<SlotId, u32>,
+    /// Slots that began to be led and do not answer readers yet, and since when.
+    promoted: BTreeMap<SlotId, Nanos>,
     /// Of the slots led here.
     in_sync: BTreeMap<SlotId, InSync>,
     /// What the engine was told to wait for, and in which epoch: each forgets it.
@@ -128,6 +130,7 @@ impl Cluster {
             followings: Followings::new(own, metrics.clone()),
             followers: Followers::default(),
             refused: BTreeMap::new(),
+            promoted: BTreeMap::new(),
             in_sync: BTreeMap::new(),
             waited_for: BTreeMap::new(),
             holds_persistent: None,
@@ -191,6 +194,7 @@ impl Cluster {
         if let Some(table) = news {
             self.take_table(table, shard, now);
         }
+        self.note_promotions(shard, now);
         let jitter = self.jitter();
         while let Some(action) = self.meta.poll(now, jitter) {
             match action {
@@ -254,6 +258,18 @@ impl Cluster {
         (self.look_at, self.observe_at) = (now, now);
     }
 
+    /// Tells how long slots took from the table to Accept.
+    fn note_promotions(&mut self, shard: &Shard, now: Nanos) {
+        let time = &self.metrics.promotion_time;
+        self.promoted.retain(|slot, since| {
+            let state = shard.state(*slot);
+            if state == SlotState::Accept {
+                time.observe(now.since(*since));
+            }
+            state == SlotState::Migrating
+        });
+    }
+
     /// Does what a table asks for one slot.
     fn fulfil(&mut self, slot: SlotId, asked: Duty, shard: &mut Shard, now: Nanos) {
         let state = shard.state(slot);
@@ -263,6 +279,7 @@ impl Cluster {
             Step::Stay => return,
             Step::Lead(epoch) => shard.lead(slot, epoch, now).inspect(|()| {
                 metrics.promotions.inc();
+                self.promoted.insert(slot, now);
             }),
             Step::Follow(epoch) => shard.follow(slot, epoch, now).inspect(|()| {
                 if state.is_led() {

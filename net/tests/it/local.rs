@@ -120,6 +120,53 @@ fn a_local_cluster_serves_and_ends_whole_however_it_ends() {
 }
 
 #[test]
+fn a_local_cluster_with_a_control_plane_empties_a_node_under_its_clients() {
+    let local = Local::start(&["--data", "3", "--sessions", "1", "--set", "slot_count=64"]);
+    let session = local.of("session").next().unwrap().addr;
+    let [writer, reader] = [(); 2].map(|()| Client::connect(ClientConfig::new([session])).unwrap());
+    let ids: Vec<DataId> =
+        (0..24).map(|number| DataId::new("public", "default", &format!("moves-{number}")).unwrap()).collect();
+    for id in &ids {
+        writer.publish(id, "host", "", b"a").unwrap();
+        reader.subscribe(id).unwrap();
+    }
+    let mut views: Vec<View> = ids.iter().map(|_| View::default()).collect();
+    let mut until_all = |payloads: &[&[u8]]| {
+        crate::cluster::until(&reader, |update| {
+            ids.iter().zip(&mut views).for_each(|(id, view)| view.take(id, update));
+            views.iter().all(|view| view.values() == payloads)
+        });
+    };
+    until_all(&[b"a"]);
+    let meta = local.of("meta").next().unwrap().http.to_string();
+    let ctl = |words: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_slotcast"));
+        let output = command.args(["ctl", "--target", &meta]).args(words).output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(output.status.success(), "{text} {}", String::from_utf8_lossy(&output.stderr));
+        text
+    };
+    assert!(ctl(&["status"]).contains("sessions that follow the table             | 1"));
+    assert!(ctl(&["drain", "data-2"]).contains("data-2 is empty"));
+    for id in &ids {
+        writer.publish(id, "host", "", b"b").unwrap();
+    }
+    until_all(&[b"a", b"b"]);
+    let asked = || -> serde_json::Value { serde_json::from_str(&ctl(&["--json", "status"])).unwrap() };
+    until("a heartbeat that tells of all publishers", || {
+        let told = asked();
+        let nodes = told["nodes"].as_array().unwrap().iter();
+        nodes.filter_map(|node| node["publishers"].as_u64()).sum::<u64>() >= 48
+    });
+    let told = asked();
+    let nodes = told["nodes"].as_array().unwrap();
+    assert!(
+        nodes.iter().any(|node| node["id"] == "data-2" && node["holds"] == 0 && node["draining"] == true)
+    );
+    assert!(told["replication"]["data-1"]["lag_revisions"].is_u64(), "{told:#}");
+}
+
+#[test]
 fn a_killed_process_comes_back_when_that_was_asked_for() {
     let local = Local::start(&["--data", "1", "--sessions", "1", "--meta", "0", "--restart-after", "100ms"]);
     let data = local.of("data").next().unwrap();

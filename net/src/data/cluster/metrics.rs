@@ -2,7 +2,7 @@
 
 use prometheus_client::{
     encoding::EncodeLabelSet,
-    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::Registry,
 };
 use slotcast_engine::{
@@ -22,6 +22,7 @@ pub struct ClusterMetrics {
     pub control_plane: Gauge,
     pub lease: Gauge,
     pub promotions: Counter,
+    pub promotion_time: PromotionTime,
     pub demotions: Counter,
     pub left: Counter,
     pub epochs_refused: Counter,
@@ -43,6 +44,25 @@ pub struct ClusterMetrics {
     pub gaps: Counter,
     pub link_failures: Counter,
     refused: Family<Refused, Counter>,
+}
+
+/// How long slots took from the table to Accept.
+#[derive(Clone)]
+pub struct PromotionTime(Histogram);
+
+impl Default for PromotionTime {
+    fn default() -> Self {
+        // A follower in sync is to take 50 ms at most.
+        let seconds = [0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0];
+        Self(Histogram::new(seconds))
+    }
+}
+
+impl PromotionTime {
+    /// A slot took so many nanoseconds.
+    pub fn observe(&self, nanos: u64) {
+        self.0.observe(nanos as f64 / 1e9);
+    }
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -156,6 +176,11 @@ impl ClusterMetrics {
             "data_slots_accepted",
             "Slots that began to answer readers: because every linked session had confirmed them, or late because data.settle had passed",
             it.accepted.clone(),
+        );
+        registry.register(
+            "data_promotion_seconds",
+            "From a slot table that names this shard as the leader of a slot to when it answers readers",
+            it.promotion_time.0.clone(),
         );
         registry.register(
             "data_replica_refused",
