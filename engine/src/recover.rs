@@ -280,6 +280,21 @@ impl Layout {
         self.epoch + 1
     }
 
+    /// The slots of a shard that have a snapshot. Refused when the node leads one of them no more.
+    pub fn snapshots(&self, config: &RecoverConfig) -> Result<Vec<SlotId>, RecoverError> {
+        if let Some(slot) = self.snapshots.keys().find(|slot| !config.slots.contains(&slot.0)) {
+            let what = format!("slot {} led by this node, which leads it no more", slot.0);
+            return Err(RecoverError::Settings { file: snapshot::file(*slot), what });
+        }
+        let mine = |slot: &SlotId| slot.shard(config.shards) == config.shard;
+        Ok(self.snapshots.keys().copied().filter(mine).collect())
+    }
+
+    /// Tells `files` that the snapshot of a slot is read next.
+    pub fn soon(&self, files: &mut dyn Files, slot: SlotId) {
+        files.soon(&snapshot::file(slot));
+    }
+
     /// Bytes that recovery will read, counted once.
     pub fn bytes(&self) -> u64 {
         let journals = self.streams.values().flat_map(|stream| &stream.segments);
@@ -459,6 +474,23 @@ struct Loading {
     needs: Option<SegmentId>,
 }
 
+/// Slots as their snapshots have them, before the journals are read.
+#[derive(Default)]
+pub struct Loaded {
+    slots: BTreeMap<SlotId, Loading>,
+    report: Report,
+}
+
+impl Loaded {
+    /// Takes over what somebody else has loaded.
+    pub fn join(&mut self, other: Loaded) {
+        self.slots.extend(other.slots);
+        self.report.snapshots += other.report.snapshots;
+        self.report.entries += other.report.entries;
+        self.report.bytes += other.report.bytes;
+    }
+}
+
 /// Reads everything of one shard's slots. `progress` hears of bytes as they are read.
 pub fn recover(
     layout: &Layout,
@@ -481,8 +513,8 @@ pub fn recover_clustered(
 }
 
 /// Where leader epochs come from.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Epochs {
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Epochs {
     /// Each run opens its own, which its journal reserves.
     OfTheRun,
     /// A slot table.
@@ -496,29 +528,47 @@ fn recover_slots(
     epochs: Epochs,
     progress: &mut dyn FnMut(u64),
 ) -> Result<Recovered, RecoverError> {
-    assert!(config.epoch > layout.epoch, "an epoch that no run here has opened");
-    let mut report = Report::default();
-    let mut slots: BTreeMap<SlotId, Loading> = BTreeMap::new();
-    let mine = |slot: &SlotId| slot.shard(config.shards) == config.shard;
-    let mut coming = layout.snapshots.keys().copied().filter(mine).skip(1);
-    for (slot, bytes) in &layout.snapshots {
-        let file = snapshot::file(*slot);
-        if !config.slots.contains(&slot.0) {
-            let what = format!("slot {} led by this node, which leads it no more", slot.0);
-            return Err(RecoverError::Settings { file, what });
+    let mut loaded = Loaded::default();
+    let snapshots = layout.snapshots(config)?;
+    for (at, slot) in snapshots.iter().enumerate() {
+        if let Some(next) = snapshots.get(at + 1) {
+            layout.soon(files, *next);
         }
-        if !mine(slot) {
-            continue;
-        }
-        if let Some(next) = coming.next() {
-            files.soon(&snapshot::file(next));
-        }
-        let loading = read_snapshot(files, config, *slot, *bytes, &mut report)?;
-        slots.insert(*slot, loading);
-        progress(*bytes);
+        load(layout, files, config, *slot, &mut loaded, progress)?;
     }
+    finish(layout, files, (config, epochs), loaded, progress)
+}
+
+/// The first half of a recovery for one of [`Layout::snapshots`]: reads it into `loaded`. Each may be read by somebody else.
+pub fn load(
+    layout: &Layout,
+    files: &mut dyn Files,
+    config: &RecoverConfig,
+    slot: SlotId,
+    loaded: &mut Loaded,
+    progress: &mut dyn FnMut(u64),
+) -> Result<(), RecoverError> {
+    let bytes = layout.snapshots.get(&slot).copied().unwrap_or(0);
+    let loading = read_snapshot(files, config, slot, bytes, &mut loaded.report)?;
+    files.turn_to(Work::Rest);
+    loaded.slots.insert(slot, loading);
+    progress(bytes);
+    Ok(())
+}
+
+/// The second half: reads the journals, once all snapshots of the shard are loaded.
+pub fn finish(
+    layout: &Layout,
+    files: &mut dyn Files,
+    (config, epochs): (&RecoverConfig, Epochs),
+    loaded: Loaded,
+    progress: &mut dyn FnMut(u64),
+) -> Result<Recovered, RecoverError> {
+    assert!(config.epoch > layout.epoch, "an epoch that no run here has opened");
+    let Loaded { mut slots, mut report } = loaded;
     // Snapshots that are named and not there. Where a slot was let go of behind that, none is needed.
     let mut missing: BTreeMap<SlotId, String> = BTreeMap::new();
+    let mine = |slot: &SlotId| slot.shard(config.shards) == config.shard;
     let is_missed = |slot: &SlotId| mine(slot) && !layout.snapshots.contains_key(slot);
     let missed = |(slot, what)| RecoverError::Missing { file: snapshot::file(slot), what };
     let mut stale = BTreeSet::new();
