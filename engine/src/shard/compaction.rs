@@ -1,9 +1,9 @@
 //! When a shard compacts: rounds over all slots, in bounded steps with pauses between, which may be held and asked for.
 //!
-//! While more than a seventh of the arenas' memory is dead, writes come faster than rounds at leisure get it back, and memory has
-//! to stay bounded. Then a round that nobody asked for hurries: every turn has a step, larger where the turn wrote more, and only
-//! segments are emptied that give much back for what has to be moved out of them. What a byte won costs grows without bound
-//! towards full segments, so hurrying through those would get back less than leaving them to become emptier.
+//! While more than a seventh of the arenas' memory is dead, writes come faster than rounds at leisure get it back, and memory
+//! has to stay bounded. Then a round that nobody asked for hurries: every turn has a step, and only segments are emptied that
+//! give much back for what has to be moved out of them. What a byte won costs grows without bound towards full segments, so
+//! hurrying through those would get back less than leaving them to become emptier.
 //!
 //! Nothing that reads stands in the way. A reader that is behind is answered from the index when the history no longer
 //! reaches it; bytes that are being sent are copies; a snapshot scans the index, not the arena.
@@ -27,8 +27,6 @@ pub(super) struct Compactor {
     crowded: bool,
     /// Dead bytes up to which hurrying has been found to win nothing.
     fruitless: usize,
-    /// Entries that had been admitted at the last step.
-    admitted: u64,
     /// Dead bytes that the last round left.
     dead_left: usize,
     /// A round was asked for that has not begun.
@@ -41,9 +39,6 @@ pub(super) struct Compactor {
 const CROWDED_PART: usize = 7;
 /// While there are none, a segment is emptied when the share of live bytes in it is below this, if it would be at leisure.
 const HURRIED_UTILIZATION: f64 = 0.75;
-/// While there are none, a step may walk so many records for each entry that was admitted since the last: segments of that
-/// share are emptied as fast as others get there.
-const HURRIED_RECORDS: usize = 4;
 /// Where hurrying won nothing, it is tried again when the dead bytes have grown by this part of the arenas.
 const FRUITLESS_PART: usize = 32;
 /// Steps after which that share is looked at again.
@@ -326,11 +321,7 @@ impl Shard {
 
     /// Goes on with a round for as long as a step may be. Returns whether the round is done.
     fn step(&mut self, round: &mut Round, now: Nanos) -> bool {
-        let hurried = self.compactor.hurries(round);
-        let admitted =
-            self.stats.admitted - std::mem::replace(&mut self.compactor.admitted, self.stats.admitted);
-        let written = if hurried { admitted as usize * HURRIED_RECORDS } else { 0 };
-        let mut records = self.compactor.batch_limit().max(written);
+        let mut records = self.compactor.batch_limit();
         let mut bytes = self.config.compaction_budget;
         let mut next = self.slots.first_from(round.slot);
         while let Some(id) = next {

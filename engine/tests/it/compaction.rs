@@ -182,9 +182,9 @@ fn writes_that_come_faster_than_rounds_at_leisure_are_kept_up_with() {
     }
     assert!(worst > 0.02 && worst < 0.2, "{worst}");
     store.check(300);
-    // Some 16,000 were replaced. Emptying every segment that is less than 85 % alive would have moved six times as many.
+    // Some 16,000 were replaced. Emptying segments as soon as they are less than 85 % alive would have moved 90,000.
     let moved = store.node.shard.compaction_stats().records_moved;
-    assert!((4_000..40_000).contains(&moved), "{moved} moved");
+    assert!((4_000..60_000).contains(&moved), "{moved} moved");
     // When nothing comes any more, rounds at leisure get what was not worth it in a hurry.
     (0..200).for_each(|_| store.node.tick_after(Nanos::SECOND));
     let (status, arena) =

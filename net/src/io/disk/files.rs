@@ -19,7 +19,7 @@ use super::ahead::Ahead;
 use crate::io::clock;
 
 /// What a file system in memory calls itself.
-const TMPFS: i64 = 0x0102_1994;
+const TMPFS: u64 = 0x0102_1994;
 
 /// The file that a running node holds a lock on.
 pub const LOCK_FILE: &str = "lock";
@@ -118,7 +118,8 @@ impl DirectoryFiles {
     pub fn new(folder: &Path) -> Self {
         let work = (Work::Rest, clock::now());
         // Out of memory, nothing would be fetched while somebody else works: it would be copied once more, that is all.
-        let is_memory = rustix::fs::statfs(folder).is_ok_and(|system| system.f_type as i64 == TMPFS);
+        let is_memory =
+            rustix::fs::statfs(folder).is_ok_and(|system| u64::try_from(system.f_type) == Ok(TMPFS));
         let (folder, times) = (folder.to_path_buf(), WorkTimes::default());
         Self { folder, open: None, ahead: None, is_memory, work, times }
     }
