@@ -479,6 +479,9 @@ fn simulate(
     for (seed, violation) in &found.failed {
         println!("seed {seed} fails at {}: {}", trace::ms(violation.at), violation.text);
     }
+    for (kind, seeds) in found.kinds() {
+        println!("{} times, first at seed {}: {kind}", seeds.len(), seeds[0]);
+    }
     println!(
         "{} seeds, {} failed, {:.0} simulated seconds in {:.1} s on {} threads: {:.0} simulated seconds per second",
         found.seeds,

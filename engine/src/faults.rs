@@ -12,12 +12,28 @@ pub enum Fault {
     DiffAcrossFork,
     /// A snapshot says the revision of the data id's last change, not the slot's.
     SnapshotStampedOld,
+    /// A restarted leader goes on in the epoch that it was in.
+    EpochReused,
+    /// A new leader answers readers before its sessions have confirmed.
+    AcceptEarly,
+    /// A pause of the node counts against the leases of its sessions.
+    LeaseOverPause,
+    /// A removal counts whoever sends it.
+    RemovalByOther,
 }
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Fault; 4] =
-        [Self::AckBeforeApply, Self::TombstoneEarly, Self::DiffAcrossFork, Self::SnapshotStampedOld];
+    pub const ALL: [Fault; 8] = [
+        Self::AckBeforeApply,
+        Self::TombstoneEarly,
+        Self::DiffAcrossFork,
+        Self::SnapshotStampedOld,
+        Self::EpochReused,
+        Self::AcceptEarly,
+        Self::LeaseOverPause,
+        Self::RemovalByOther,
+    ];
 
     /// A short stable label.
     pub fn label(self) -> &'static str {
@@ -26,6 +42,10 @@ impl Fault {
             Self::TombstoneEarly => "tombstone-early",
             Self::DiffAcrossFork => "diff-across-fork",
             Self::SnapshotStampedOld => "snapshot-stamped-old",
+            Self::EpochReused => "epoch-reused",
+            Self::AcceptEarly => "accept-early",
+            Self::LeaseOverPause => "lease-over-pause",
+            Self::RemovalByOther => "removal-by-other",
         }
     }
 }

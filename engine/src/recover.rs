@@ -468,6 +468,30 @@ impl Layout {
     }
 }
 
+/// Slots of which something is not there, in the order in which that was noticed.
+#[derive(Default)]
+struct Broken {
+    slots: BTreeMap<SlotId, (usize, RecoverError)>,
+    noticed: usize,
+}
+
+impl Broken {
+    fn note(&mut self, slot: SlotId, error: RecoverError) {
+        self.noticed += 1;
+        self.slots.entry(slot).or_insert((self.noticed, error));
+    }
+
+    fn has(&self, slot: SlotId) -> bool {
+        self.slots.contains_key(&slot)
+    }
+
+    /// What was noticed first is the error.
+    fn first(&self) -> Result<(), RecoverError> {
+        let first = self.slots.values().min_by_key(|(noticed, _)| *noticed);
+        first.map_or(Ok(()), |(_, error)| Err(error.clone()))
+    }
+}
+
 struct Loading {
     slot: Slot,
     revision: Revision,
@@ -566,11 +590,11 @@ pub fn finish(
 ) -> Result<Recovered, RecoverError> {
     assert!(config.epoch > layout.epoch, "an epoch that no run here has opened");
     let Loaded { mut slots, mut report } = loaded;
-    // Snapshots that are named and not there. Where a slot was let go of behind that, none is needed.
-    let mut missing: BTreeMap<SlotId, String> = BTreeMap::new();
+    // What cannot be read whole. Where a slot was let go of behind that, nothing of it is needed.
+    let mut broken = Broken::default();
     let mine = |slot: &SlotId| slot.shard(config.shards) == config.shard;
     let is_missed = |slot: &SlotId| mine(slot) && !layout.snapshots.contains_key(slot);
-    let missed = |(slot, what)| RecoverError::Missing { file: snapshot::file(slot), what };
+    let missed = |slot: SlotId, what| RecoverError::Missing { file: snapshot::file(slot), what };
     let mut stale = BTreeSet::new();
     let (mut kept, mut segments) = (Vec::new(), BTreeMap::new());
     for (key, stream) in &layout.streams {
@@ -581,16 +605,17 @@ pub fn finish(
         if let Some(segment) = stream.segments.last() {
             let what = format!("{} names it", segment.id.file());
             let named = segment.head.snapshots.iter().filter(|slot| is_missed(slot));
-            missing.extend(named.map(|slot| (*slot, what.clone())));
+            named.for_each(|slot| broken.note(*slot, missed(*slot, what.clone())));
         }
         let end = read_stream(files, stream, &mut |frame, at| match frame {
             Frame::Batch { follows, unanchored, batch } => {
+                if broken.has(batch.slot()) {
+                    return Ok(());
+                }
                 let applied = apply((config, epochs), &mut slots, follows, batch, at)?;
                 if !applied && !unanchored {
-                    if let Some(named) = missing.remove_entry(&batch.slot()) {
-                        return Err(missed(named));
-                    }
-                    return Err(gap(&slots, batch.slot(), follows, at));
+                    broken.note(batch.slot(), gap(&slots, batch.slot(), follows, at));
+                    return Ok(());
                 }
                 report.batches += u64::from(applied);
                 report.unanchored += u64::from(!applied);
@@ -600,19 +625,21 @@ pub fn finish(
             Frame::Snapshot(slot) => {
                 if is_missed(&slot) {
                     let what = format!("{} names it (byte {})", at.0.file(), at.1);
-                    missing.entry(slot).or_insert(what);
+                    broken.note(slot, missed(slot, what));
                 }
                 Ok(())
             }
             Frame::Void(slot, up_to) => {
-                missing.remove(&slot);
+                broken.slots.remove(&slot);
                 if slots.get(&slot).is_some_and(|loading| loading.revision <= up_to) {
                     slots.remove(&slot);
                     stale.extend(layout.snapshots.contains_key(&slot).then_some(slot));
                 }
                 Ok(())
             }
-        })?;
+        });
+        // What was noticed first is told.
+        let end = end.or_else(|error| broken.first().and(Err(error)))?;
         report.torn.extend(end.torn);
         report.bytes += end.bytes;
         let end = end.blocks;
@@ -623,9 +650,7 @@ pub fn finish(
             segments.extend(stream.segments.iter().map(|segment| (segment.id, segment.bytes)));
         }
     }
-    if let Some(named) = missing.pop_first() {
-        return Err(missed(named));
-    }
+    broken.first()?;
     files.turn_to(Work::Rest);
     let revision = Revision::open(config.epoch);
     let slots = slots

@@ -352,6 +352,7 @@ impl Shard {
         // come from the slot table.
         let foreign = epoch_seen > self.epoch || !same_run && epoch_seen == self.epoch;
         let foreign = foreign && self.cluster.is_none();
+        let foreign = foreign && !self.faults.has(Fault::EpochReused);
         if foreign && epoch_seen >= Revision::EPOCH_MAX {
             return Err(Refusal::EpochMismatch);
         }
@@ -538,6 +539,9 @@ impl Shard {
             self.advance_all();
         }
         self.lease_owners(now);
+        if self.faults.has(Fault::LeaseOverPause) {
+            self.leases.overlook_gap(now);
+        }
         for session in self.leases.tick(now) {
             self.stats.leases_ended += 1;
             self.end_session(session);
@@ -639,18 +643,19 @@ impl Shard {
                     readers = &picked;
                 }
                 if !readers.is_empty() {
-                    let answer = diff::collect(slot, datum, seal.previous);
+                    let answer = answer(self.faults, slot, datum, seal.previous);
                     count(&mut self.stats, &answer);
                     deliver(Push { readers, slot: seal.slot, datum, answer });
                 }
             }
         }
+        let faults = self.faults;
         while let Some(((reader, slot_id), since)) = self.catching_up.pop_first() {
             // Whoever reads from a slot that does not answer yet has asked for it.
             let Some(slot) = self.slots.accepting(slot_id) else { continue };
             for datum in changed_since(slot, since, &self.interests, reader) {
                 if !self.asked.contains_key(&(reader, slot_id, datum)) {
-                    let answer = diff::collect(slot, datum, since);
+                    let answer = answer(faults, slot, datum, since);
                     count(&mut self.stats, &answer);
                     deliver(Push { readers: &[reader], slot: slot_id, datum, answer });
                 }
@@ -662,7 +667,7 @@ impl Shard {
         });
         for ((reader, slot_id, datum), since) in answered {
             let Some(slot) = slots.accepting(slot_id) else { continue };
-            let answer = diff::collect(slot, datum, since);
+            let answer = answer(faults, slot, datum, since);
             count(stats, &answer);
             deliver(Push { readers: &[reader], slot: slot_id, datum, answer });
         }
@@ -707,7 +712,16 @@ impl Shard {
                 };
                 slot.admit_put(entry, client)
             }
-            ChangeKind::Remove => slot.admit_remove(&change, self.mark),
+            ChangeKind::Remove => {
+                let mut change = change;
+                if self.faults.has(Fault::RemovalByOther)
+                    && let Some((_, owner)) = slot.get(change.datum, change.register)
+                    && let Some((version, _)) = slot.version(change.datum, change.register)
+                {
+                    (change.owner, change.version) = (owner, version.max(change.version));
+                }
+                slot.admit_remove(&change, self.mark)
+            }
             ChangeKind::Touch | ChangeKind::Forget => Err(Refusal::RecordInvalid),
         };
         if was_clean && slot.open_changes() > 0 {
@@ -800,6 +814,18 @@ impl Shard {
     pub fn has_backlog(&self) -> bool {
         !self.ending.is_empty() || self.cluster.as_ref().is_some_and(|cluster| cluster.has_backlog())
     }
+}
+
+/// What a reader at `since` lacks of a data id.
+fn answer(faults: Faults, slot: &Slot, datum: DatumKey, since: Revision) -> Answer<'_> {
+    let mut answer = diff::collect(slot, datum, since);
+    if faults.has(Fault::SnapshotStampedOld)
+        && answer.is_snapshot
+        && let Some((last, ..)) = slot.datum_state(datum)
+    {
+        answer.to = last;
+    }
+    answer
 }
 
 fn count(stats: &mut ShardStats, answer: &Answer<'_>) {

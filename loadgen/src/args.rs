@@ -413,6 +413,9 @@ pub struct ChaosArgs {
     /// Processes of the control plane [default: 1 where there are several data nodes].
     #[arg(long, value_parser = clap::value_parser!(u8).range(..=1))]
     pub meta: Option<u8>,
+    /// Let `random` cut no process off from the others. It does that where network namespaces are permitted (to root, mostly).
+    #[arg(long)]
+    pub no_partitions: bool,
     /// Where the data nodes keep their slots.
     #[arg(long, value_parser = storage, default_value = "disk")]
     pub storage: StorageKind,

@@ -14,7 +14,7 @@ use loadgen::{
         ChaosArgs, ChildArgs, Cli, Command, IngestArgs, LimitArgs, LinksArgs, Output, ProbeArgs, RoleCommand,
         RunArgs, Setting, SweepArgs,
     },
-    chaos,
+    chaos::{self, network::Network},
     division::Division,
     find_max::{self, Step},
     ingest,
@@ -198,6 +198,10 @@ fn ingest(args: &IngestArgs) -> Result<ExitCode> {
 }
 
 fn chaos(args: &ChaosArgs) -> Result<ExitCode> {
+    let may_cut = args.scenario == chaos::Scenario::Random && !args.no_partitions;
+    if may_cut && Network::inside().is_none() && Network::is_permitted() {
+        return Network::enter();
+    }
     let progress = Progress::new();
     let spec = args.spec();
     if let Some(load) = args.load() {

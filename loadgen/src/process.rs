@@ -4,6 +4,7 @@ use std::{
     fs,
     io::{self, BufRead, BufReader},
     os::unix::process::CommandExt,
+    path::Path,
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
@@ -31,7 +32,19 @@ impl Process {
         limit: Duration,
     ) -> Result<Self> {
         let binary = std::env::current_exe().context("cannot find the own binary")?;
-        let mut command = Command::new(binary);
+        let arguments: Vec<String> = arguments.iter().map(|argument| (*argument).to_owned()).collect();
+        Self::launch(name, (&binary, &arguments), cores, niceness, limit)
+    }
+
+    /// The same with any program, which becomes the child in the end.
+    pub fn launch(
+        name: &str,
+        (program, arguments): (&Path, &[String]),
+        cores: &[usize],
+        niceness: i32,
+        limit: Duration,
+    ) -> Result<Self> {
+        let mut command = Command::new(program);
         command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped());
         let set = cpu_set(cores);
         let seconds = limit.as_secs().clamp(1, u64::from(u32::MAX)) as u32;
@@ -40,6 +53,11 @@ impl Process {
         unsafe { command.pre_exec(move || prepare(parent, &set, seconds, niceness)) };
         let child = command.spawn().with_context(|| format!("cannot start {name}"))?;
         Ok(Self { name: name.into(), cores: cores.to_vec(), child })
+    }
+
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// Waits for the first line of the child's output.

@@ -1,14 +1,14 @@
 //! The HTTP side of a process: `/metrics`, `/healthz`, `/readyz` and what operators ask. One tokio thread, never on the hot path.
 
 use std::{
-    net::SocketAddr,
+    net::{SocketAddr, TcpListener},
     sync::{Arc, Mutex},
 };
 
 use anyhow::Context;
 use axum::{Router, extract::State, http::StatusCode, routing::get};
 use prometheus_client::{encoding::text::encode, registry::Registry};
-use tokio::{net::TcpListener, sync::oneshot};
+use tokio::sync::oneshot;
 
 pub mod control;
 
@@ -37,10 +37,25 @@ impl Admin {
         ready: Ready,
         operations: Router,
     ) -> anyhow::Result<Self> {
-        let listener = std::net::TcpListener::bind(addr).with_context(|| {
+        Self::serve(Self::bind(addr)?, registry, ready, operations)
+    }
+
+    /// Takes a port, for whoever has to tell it before it is served.
+    pub fn bind(addr: SocketAddr) -> anyhow::Result<TcpListener> {
+        let listener = TcpListener::bind(addr).with_context(|| {
             format!("cannot listen on {addr} for HTTP: is another process running there?")
         })?;
         listener.set_nonblocking(true)?;
+        Ok(listener)
+    }
+
+    /// The same as [`Admin::start`] on a port from [`Admin::bind`].
+    pub fn serve(
+        listener: TcpListener,
+        registry: Registry,
+        ready: Ready,
+        operations: Router,
+    ) -> anyhow::Result<Self> {
         let addr = listener.local_addr()?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (stop, stopped) = oneshot::channel();
@@ -53,7 +68,7 @@ impl Admin {
                     .route("/readyz", get(readyz))
                     .with_state(shown)
                     .merge(operations);
-                let serve = axum::serve(TcpListener::from_std(listener)?, routes);
+                let serve = axum::serve(tokio::net::TcpListener::from_std(listener)?, routes);
                 serve
                     .with_graceful_shutdown(async move {
                         let _ = stopped.await;

@@ -87,6 +87,10 @@ pub struct DataSection {
     pub shards: u32,
     /// In a cluster: the address that others reach it at; that of `listen` if absent.
     pub advertise: Option<IpAddr>,
+    /// In a cluster: how long a follower of a slot may be behind or away and still count as in sync. Acknowledgements of
+    /// persistent changes wait for it meanwhile.
+    #[serde(with = "humantime_serde")]
+    pub replica_lag_max: Duration,
     /// Address of `/metrics`, `/healthz`, `/readyz`.
     pub http: SocketAddr,
     /// How long a session may be silent before its publishers go.
@@ -304,6 +308,7 @@ impl Default for DataSection {
             listen: loopback(7620),
             shards: 1,
             advertise: None,
+            replica_lag_max: Duration::from_secs(2),
             http: loopback(7629),
             session_lease: Duration::from_secs(30),
             settle: Duration::from_millis(500),
@@ -529,6 +534,7 @@ impl Config {
             data.listen,
             data.shards - 1
         );
+        ensure!(!data.replica_lag_max.is_zero(), "data.replica_lag_max has to be above 0");
         let ip = data.advertise.unwrap_or(data.listen.ip());
         ensure!(
             !ip.is_unspecified(),
@@ -541,6 +547,7 @@ impl Config {
             zone: data.zone.clone(),
             ip,
             http: data.http.port(),
+            replica_lag_max: data.replica_lag_max.as_nanos() as u64,
         })
     }
 

@@ -20,6 +20,16 @@ fn chosen(name: &str) -> bool {
         && FAULT.get_or_init(|| std::env::var("SLOTCAST_FAULT").unwrap_or_default()) == name
 }
 
+/// A data node takes a slot table that names an earlier run of it for its own.
+pub(crate) fn epoch_reused() -> bool {
+    chosen("epoch-reused")
+}
+
+/// A session takes what a data node sends of a slot, whether that leads it or not.
+pub(crate) fn no_epoch_check() -> bool {
+    chosen("no-epoch-check")
+}
+
 /// An older slot table is taken.
 pub(crate) fn older_table() -> bool {
     chosen("older-table")

@@ -5,11 +5,12 @@ use std::{sync::Arc, time::Duration};
 use anyhow::{Context, ensure};
 use prometheus_client::registry::Registry;
 use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
+use slotcast_engine::slot_state::SlotState;
 
 use crate::{
     admin::{Admin, control},
     config::Config,
-    data::{server::DataServer, storage::StorageMetrics},
+    data::{cluster::metrics::ClusterMetrics, server::DataServer, storage::StorageMetrics},
     meta::server::MetaServer,
     session::{
         config::Routes,
@@ -40,12 +41,21 @@ impl DataProcess {
     /// Starts a data node.
     pub fn start(config: &Config) -> anyhow::Result<Self> {
         let mut registry = Registry::with_prefix(METRICS_PREFIX);
-        let server = DataServer::start(&config.data_options()?, &mut registry)?;
+        let mut options = config.data_options()?;
+        let listener = Admin::bind(config.data.http)?;
+        if let Some(cluster) = &mut options.cluster {
+            cluster.http = listener.local_addr()?.port();
+        }
+        let server = DataServer::start(&options, &mut registry)?;
         let (metrics, storage) = (server.metrics.clone(), server.storage.clone());
+        let cluster = server.cluster.clone();
         let ready = Arc::new(move || {
             let failed = storage.iter().any(StorageMetrics::has_failed);
             let note =
                 failed.then(|| "the disk has failed: persistent publishers are refused and nothing is kept until it works again".to_string());
+            if !cluster.is_empty() {
+                return member_ready(&cluster, note);
+            }
             let waiting = metrics.iter().filter(|shard| shard.serving.get() == 0).count();
             if waiting == 0 {
                 Ok(note)
@@ -54,7 +64,7 @@ impl DataProcess {
             }
         });
         let operations = control::data_routes(server.operations.clone());
-        match Admin::start(config.data.http, registry, ready, operations) {
+        match Admin::serve(listener, registry, ready, operations) {
             Ok(admin) => Ok(Self { server, admin }),
             Err(error) => {
                 server.stop()?;
@@ -62,6 +72,29 @@ impl DataProcess {
             }
         }
     }
+}
+
+/// Whether a member of a cluster serves what the slot table gives it.
+fn member_ready(shards: &[ClusterMetrics], note: Option<String>) -> Result<Option<String>, String> {
+    let epochs = shards.iter().map(|shard| shard.table_epoch.get());
+    let Some(epoch) = epochs.min().filter(|epoch| *epoch > 0) else {
+        return Err("no slot table yet: is the control plane of meta.peers running?".into());
+    };
+    let count = |state| -> i64 { shards.iter().map(|shard| shard.slots_in(state)).sum() };
+    let [following, migrating, accept] =
+        [SlotState::Following, SlotState::Migrating, SlotState::Accept].map(count);
+    if migrating > 0 {
+        let led = migrating + accept;
+        return Err(format!(
+            "{migrating} of {led} slots led here are migrating: they take writes, readers wait"
+        ));
+    }
+    let held = format!("leads {accept} slots and follows {following} by table {epoch}");
+    let lease = shards.iter().any(|shard| shard.lease.get() == 0);
+    let alone = lease.then(|| {
+        "the control plane is not known to count it as alive: persistent publishers are refused".to_string()
+    });
+    Ok(Some([Some(held), alone, note].into_iter().flatten().collect::<Vec<_>>().join("; ")))
 }
 
 impl SessionProcess {

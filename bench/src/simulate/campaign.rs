@@ -1,6 +1,7 @@
 //! Many seeds, on as many threads as wanted.
 
 use std::{
+    collections::BTreeMap,
     sync::{
         Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -64,6 +65,15 @@ impl Campaign {
             |name: &str| !RARE.contains(&name) && (shape == Shape::Cluster || !OF_CLUSTER.contains(&name));
         let fields = self.reached.fields();
         fields.into_iter().filter(|(name, count)| *count == 0 && is_due(name)).map(|it| it.0).collect()
+    }
+
+    /// The failures by their kinds, with the seeds of each.
+    pub fn kinds(&self) -> BTreeMap<String, Vec<u64>> {
+        let mut kinds: BTreeMap<String, Vec<u64>> = BTreeMap::new();
+        for (seed, violation) in &self.failed {
+            kinds.entry(violation.kind()).or_default().push(*seed);
+        }
+        kinds
     }
 
     /// The figures for a program.

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use crossbeam::channel::{Sender, bounded};
 use prometheus_client::registry::Registry;
+use slotcast_engine::id::{Nanos, SlotId};
 use slotcast_net::{
     meta::{
         core::MetaConfig,
@@ -182,11 +183,15 @@ impl World {
             self.net.schedule(meta.store_at, Task::Store(host));
             return;
         }
-        let clock = slotcast_engine::id::Nanos(now + state.clock_ahead);
+        let clock = Nanos(now + state.clock_ahead);
         if let Ok(mut store) = self.store.lock() {
             store.now = now;
         }
         meta.side.store_table();
+        if let Some(table) = self.store.lock().ok().and_then(|store| store.tables.last().cloned()) {
+            let slots = table.slots.iter().enumerate().filter(|(_, entry)| entry.is_unclean);
+            self.oracle.unclean.extend(slots.map(|(slot, _)| SlotId(slot as u16)));
+        }
         meta.side.campaign(clock, || clock);
         meta.store_at = now + CAMPAIGN.as_nanos() as u64;
         self.net.schedule(meta.store_at, Task::Store(host));

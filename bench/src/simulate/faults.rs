@@ -171,6 +171,35 @@ impl Fault {
     }
 }
 
+impl Fault {
+    /// How long it lasts.
+    pub fn nanos(&self) -> u64 {
+        match *self {
+            Fault::Partition { nanos, .. }
+            | Fault::Pause { nanos, .. }
+            | Fault::Drain { nanos, .. }
+            | Fault::SlowClient { nanos, .. }
+            | Fault::Store(StoreTrouble::Down(nanos) | StoreTrouble::Slow(nanos)) => nanos,
+            Fault::CrashSession { down, .. }
+            | Fault::CrashNode { down, .. }
+            | Fault::CrashMeta { down, .. } => down,
+            _ => 0,
+        }
+    }
+
+    /// Whether it stands between data nodes, the control plane and sessions.
+    pub fn is_of_cluster(&self, layout: &Layout) -> bool {
+        let is_client = |host: usize| layout.kind(host) == Kind::Client;
+        match *self {
+            Fault::Partition { one, other, .. } => !is_client(one) && !is_client(other),
+            Fault::Pause { host, .. } | Fault::ClockJump { host, .. } => !is_client(host),
+            Fault::ResetLink(_) | Fault::HalfOpenLink(_) | Fault::CrashSession { .. } => true,
+            Fault::CrashNode { .. } | Fault::CrashMeta { .. } | Fault::Store(_) | Fault::Drain { .. } => true,
+            _ => false,
+        }
+    }
+}
+
 impl World {
     /// Makes a fault happen.
     pub(super) fn inflict(&mut self, number: usize) {
@@ -209,6 +238,7 @@ impl World {
             }
             Fault::CrashNode { host, silent, down } => {
                 if self.crash(host, silent) {
+                    self.crash_disk(host);
                     self.reached.node_restarts += 1;
                     self.net.schedule(now + down, Task::Boot(host));
                 }
@@ -304,10 +334,10 @@ impl World {
     pub(super) fn lose_process(&mut self, actor: &Actor) {
         match actor {
             Actor::Session(id, _) => self.oracle.session_ended(*id),
-            Actor::Node(process, node) => {
-                self.oracle.node_ended(*process);
-                self.reached.tombstones_dropped += node.shard().stats().tombstones_dropped;
-                self.reached.leases_ended += node.shard().stats().leases_ended;
+            Actor::Node(node) => {
+                self.oracle.node_ended(node.process);
+                self.reached.tombstones_dropped += node.role.shard().stats().tombstones_dropped;
+                self.reached.leases_ended += node.role.shard().stats().leases_ended;
             }
             Actor::Meta(_) | Actor::Client(..) => {}
         }

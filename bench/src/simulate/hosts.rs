@@ -1,5 +1,7 @@
 //! Who is there: which host runs what, and how each role is started.
 
+use std::sync::Arc;
+
 use prometheus_client::registry::Registry;
 use slotcast_engine::{
     change_log::ChangeLogLimits,
@@ -8,14 +10,24 @@ use slotcast_engine::{
 };
 use slotcast_net::{
     client::{ClientConfig, ClientState},
-    data::node::{Node, NodeLimits},
-    io::role::Role,
+    data::{
+        cluster::{Board, ClusterConfig},
+        node::{Node, NodeLimits},
+        storage::StorageMetrics,
+    },
+    follow::MetaLinkConfig,
+    io::{
+        disk::{Disk, DiskSide},
+        role::Role,
+    },
     session::{Session, SessionConfig, config::Routes, metrics::SessionMetrics},
+    wire::{meta::MetaPeer, slot_table::NodeEntry},
 };
 
 use super::{
-    control::Meta,
+    control::{CLUSTER, Meta},
     network::{SECOND, address},
+    plan::Shape,
     world::World,
 };
 
@@ -111,10 +123,20 @@ impl Layout {
     }
 }
 
+/// A data node's process.
+pub struct NodeProcess {
+    /// Its number.
+    pub process: usize,
+    /// The role.
+    pub role: Node,
+    /// What its disk is asked.
+    pub disk: Option<DiskSide>,
+}
+
 /// A running process.
 pub enum Actor {
-    /// A data node, and the number of its process.
-    Node(usize, Box<Node>),
+    /// A data node.
+    Node(Box<NodeProcess>),
     /// A session.
     Session(SessionId, Box<Session>),
     /// A process of the control plane.
@@ -126,7 +148,7 @@ pub enum Actor {
 impl Actor {
     pub(super) fn role(&mut self) -> &mut dyn Role {
         match self {
-            Actor::Node(_, node) => node.as_mut(),
+            Actor::Node(node) => &mut node.role,
             Actor::Session(_, session) => session.as_mut(),
             Actor::Meta(meta) => &mut meta.node,
             Actor::Client(_, client) => client.as_mut(),
@@ -176,9 +198,9 @@ impl World {
     }
 
     fn new_node(&mut self, host: usize) -> Actor {
-        let (identity, sizes) = (self.identity(), &self.plan.sizes);
+        let (identity, sizes) = (self.identity(), self.plan.sizes.clone());
         let process = self.oracle.node_started(host);
-        let config = ShardConfig {
+        let mut config = ShardConfig {
             slot_count: SLOTS,
             slots: 0..=(SLOTS - 1) as u16,
             shard: 0,
@@ -193,15 +215,60 @@ impl World {
         };
         let limits =
             NodeLimits { link_buffer_max: sizes.node_link_buffer, links_max: 64, ..NodeLimits::default() };
+        let found = sizes.on_disk.then(|| self.recover(host, &mut config));
         let metrics = self.node_metrics.clone();
-        Actor::Node(process, Box::new(Node::new(config, limits, identity, metrics)))
+        let mut role = match self.plan.shape {
+            Shape::Single => Node::new(config.clone(), limits, identity, metrics),
+            Shape::Cluster => {
+                let member = (self.membership(host, identity), self.cluster_metrics.clone());
+                Node::clustered(config.clone(), limits, identity, metrics, member)
+            }
+        };
+        let mut disk = None;
+        if let Some((recovered, storage)) = found {
+            let (near, side) = Disk::by_hand();
+            role = role.on_disk(config, recovered, storage, (near, StorageMetrics::default()));
+            disk = Some(side);
+        }
+        #[cfg(feature = "planted-faults")]
+        role.plant(super::planted::of_engine());
+        Actor::Node(Box::new(NodeProcess { process, role, disk }))
+    }
+
+    fn membership(&self, host: usize, incarnation: u64) -> ClusterConfig {
+        let (layout, addr) = (&self.plan.layout, address(host));
+        let entry = NodeEntry {
+            id: layout.name(host).as_str().into(),
+            incarnation,
+            zone: if host.is_multiple_of(2) { "east".into() } else { "west".into() },
+            ip: addr.ip(),
+            ports: vec![addr.port()],
+            http: 0,
+            draining: false,
+        };
+        ClusterConfig {
+            cluster: CLUSTER.into(),
+            metas: layout.metas().map(address).collect(),
+            entry: Arc::new(entry),
+            board: Board::new(1),
+            replica_lag_max: SECOND,
+        }
     }
 
     fn new_session(&mut self, host: usize) -> Actor {
         let id = SessionId(self.identity() & 0xf_ffff);
         let metrics = SessionMetrics::new(&mut Registry::default(), 0);
         self.session_metrics.push(metrics.clone());
-        let nodes = self.plan.layout.nodes().map(address).collect();
+        let layout = &self.plan.layout;
+        let base = match self.plan.shape {
+            Shape::Single => {
+                SessionConfig::new(id, Routes::to_node(SLOTS, layout.nodes().map(address).collect()))
+            }
+            Shape::Cluster => {
+                let metas = layout.metas().map(address).collect();
+                SessionConfig::following(id, MetaLinkConfig::new(metas, CLUSTER, SLOTS, MetaPeer::Session))
+            }
+        };
         let (sizes, rng) = (&self.plan.sizes, &mut self.net.hosts[host].rng);
         let config = SessionConfig {
             clients_max: 100,
@@ -216,7 +283,7 @@ impl World {
             heartbeat_interval: SECOND / 2,
             push_batch_max: rng.range(1, 16) as usize,
             clients_per_turn: rng.range(2, 64) as usize,
-            ..SessionConfig::new(id, Routes::to_node(SLOTS, nodes))
+            ..base
         };
         self.oracle.session_started(id);
         Actor::Session(id, Box::new(Session::new(config, metrics)))

@@ -12,6 +12,8 @@ pub mod trace;
 
 pub mod control;
 
+pub mod disks;
+
 pub mod hosts;
 
 pub mod plan;
@@ -32,17 +34,35 @@ pub mod campaign;
 
 pub mod planted;
 
+use oracle::Violation;
 use plan::{Plan, Shape};
 use world::{Outcome, World};
 
 /// Runs a seed.
 pub fn run(shape: Shape, seed: u64) -> Outcome {
-    World::new(Plan::of(shape, seed), false).run()
+    execute(&Plan::of(shape, seed), false)
+}
+
+/// Runs a plan, and keeps what a person wants to read of it if it is `traced`. A role that panics breaks a promise, too.
+pub fn execute(plan: &Plan, traced: bool) -> Outcome {
+    let run = || World::new(plan.clone(), traced).run();
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).unwrap_or_else(|panic| {
+        let said = panic.downcast_ref::<String>().cloned();
+        let said = said.or_else(|| panic.downcast_ref::<&str>().map(|text| text.to_string()));
+        let text = format!("a role panics: {}", said.unwrap_or_default());
+        let violation = Violation { at: world::END, datum: None, text };
+        Outcome {
+            reached: Default::default(),
+            hash: 0,
+            simulated: 0,
+            failure: Some((violation, String::new())),
+        }
+    })
 }
 
 /// Tells all about the failure of a plan: every fault that is left in it, the trace of the data id concerned, the violation.
 pub fn explain(plan: &Plan) -> String {
-    let outcome = World::new(plan.clone(), true).run();
+    let outcome = execute(plan, true);
     let Some((violation, trace)) = outcome.failure else {
         return format!("seed {} failed once and not again: the simulation is not deterministic", plan.seed);
     };

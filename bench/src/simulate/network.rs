@@ -49,6 +49,8 @@ pub enum Task {
     Store(usize),
     /// The disk of this host carries out its next request.
     Disk(usize),
+    /// What the data node on this host led is to be led by others by now.
+    Detect(usize),
     /// The data node on this host is not to be emptied any more.
     Use(usize),
     /// All faults end.

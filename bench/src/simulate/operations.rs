@@ -37,6 +37,11 @@ impl World {
             return;
         }
         self.reached.operations += 1;
+        if self.plan.sizes.on_disk && rng.chance(15) {
+            operate_for_good(client, &mut self.oracle, *serial, rng);
+            self.net.wake(host, self.net.now);
+            return;
+        }
         let (oracle, serial) = (&mut self.oracle, *serial);
         let datum = rng.below(DATUMS);
         let id = oracle.datums[datum].clone();
@@ -88,8 +93,34 @@ impl World {
 
 /// A client's registrations, those it wants or those it has withdrawn.
 fn of(oracle: &Oracle, client: usize, wanted: bool) -> Vec<RegisterId> {
-    let regs = oracle.regs.values().filter(|reg| reg.client == client && reg.wanted == wanted);
+    let regs = oracle.regs.values().filter(|reg| reg.client == client && !reg.is_persistent());
+    let regs = regs.filter(|reg| reg.wanted == wanted);
     regs.map(|reg| reg.registration.register).collect()
+}
+
+/// Something with a registration that stays without its client.
+fn operate_for_good(client: &mut ClientState, oracle: &mut Oracle, serial: usize, rng: &mut Rng) {
+    let own = oracle.regs.values().filter(|reg| reg.client == serial && reg.is_persistent());
+    let own: Vec<RegisterId> = own.map(|reg| reg.registration.register).collect();
+    let is_new = own.len() < 2 || own.len() < 5 && rng.chance(30);
+    let register = if is_new { RegisterId(rng.number() | 1) } else { own[rng.below(own.len())] };
+    let known = oracle.regs.get(&register);
+    let datum = known.map_or_else(|| rng.below(DATUMS), |reg| reg.datum);
+    let version = known.map_or(1, |reg| reg.version + 1);
+    let id = oracle.datums[datum].clone();
+    if known.is_some_and(|reg| reg.wanted) && rng.chance(40) {
+        client.remove_persistent(&id, register, version);
+        oracle.withdrew(register);
+        if let Some(reg) = oracle.regs.get_mut(&register) {
+            reg.version = version;
+        }
+        return;
+    }
+    let payload = payload(rng, serial);
+    let registration = client
+        .publish_persistent(&id, (register, version), &format!("host-{serial}"), "z", &payload)
+        .expect("small enough");
+    oracle.published_for_good(serial, registration, datum, (payload, version));
 }
 
 fn publish_again(

@@ -21,7 +21,13 @@
 //!    published again, and by 3 nobody else does. Content never goes back to an older one.
 //! 7. *Acknowledged means in effect.* The list at the revision of an acknowledgement holds, or lacks, what was
 //!    acknowledged. Nobody who does nothing wrong is refused.
-//! 8. *In the end* every list is exactly the set of registrations that clients hold (checked when all is healed).
+//! 8. *Answers are complete.* A leader that begins to answer before it has waited for `settle` lists everything that a session
+//!    which is linked to it holds and was acknowledged.
+//! 9. *Nothing twice.* A diff tells a subscriber nothing that it has: an equal publish, a new leader and a new session push
+//!    nothing again. No connection carries more than a bounded number of writes in a second, whatever breaks.
+//! 10. *Led again in time.* When a data node is lost and nothing else is wrong, others answer for its slots within
+//!     [`DETECTION_MAX`].
+//! 11. *In the end* every list is exactly the set of registrations that clients hold (checked when all is healed).
 //!
 //! What the loss of a data node's memory makes impossible, and so is not promised: a session that was cut off while a
 //! registration moved on or was withdrawn may tell a new leader what it still holds, until it learns better.
@@ -41,6 +47,7 @@ use std::{
 use slotcast_engine::id::{DataId, DatumKey, RegisterId, Revision, SessionId, SlotId};
 
 use super::{
+    control::NODE_LEASE,
     hosts::LEASE,
     network::{MS, SECOND},
     plan::Shape,
@@ -58,6 +65,9 @@ pub type Contents = BTreeMap<RegisterId, Vec<u8>>;
 const SLACK: u64 = 100 * MS;
 /// How long after its start a term may be unsettled to a session that it has no good connection with.
 const UNSETTLED_MAX: u64 = LEASE + 40 * SECOND;
+
+/// From the loss of a data node until others answer for what it led: its lease, and the time for a table and for `settle`.
+pub const DETECTION_MAX: u64 = NODE_LEASE + 1500 * MS;
 
 /// What was found to be wrong.
 #[derive(Clone, Debug)]
@@ -95,6 +105,16 @@ pub struct Seen {
     pub unheard_moves: u64,
     pub removals_acknowledged: u64,
     pub revisions_reused: u64,
+    pub promotions: u64,
+    pub demotions: u64,
+    pub led_from_nothing: u64,
+    pub slots_left: u64,
+    pub accepts_confirmed: u64,
+    pub accepts_late: u64,
+    pub copies_compared: u64,
+    pub persistent_acknowledged: u64,
+    pub persistent_refused: u64,
+    pub not_durable_yet: u64,
 }
 
 /// Who knows everything.
@@ -128,11 +148,18 @@ pub struct Oracle {
     /// The terms of each slot, the latest last.
     terms_of: BTreeMap<SlotId, Vec<usize>>,
     history: BTreeMap<(usize, Revision), Vec<(usize, List)>>,
+    /// Who opened each epoch of a slot.
+    opened: BTreeMap<(SlotId, u32), usize>,
+    /// Epochs whose end nobody could look at, and the last revision of them that was seen.
+    unseen: BTreeMap<(SlotId, u32), Revision>,
+    settle: u64,
+    /// Slots that were ever led by a node that may lack what was acknowledged as persistent.
+    pub unclean: BTreeSet<SlotId>,
 }
 
 impl Oracle {
     /// Nothing has happened yet.
-    pub fn new(datums: Vec<DataId>, shape: Shape) -> Self {
+    pub fn new(datums: Vec<DataId>, shape: Shape, settle: u64) -> Self {
         Self {
             now: 0,
             trace: Trace::default(),
@@ -153,6 +180,10 @@ impl Oracle {
             terms: Vec::new(),
             terms_of: BTreeMap::new(),
             history: BTreeMap::new(),
+            opened: BTreeMap::new(),
+            unseen: BTreeMap::new(),
+            settle,
+            unclean: BTreeSet::new(),
         }
     }
 

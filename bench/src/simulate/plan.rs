@@ -4,11 +4,15 @@ use super::{
     faults::Fault,
     hosts::Layout,
     network::{MS, SECOND},
+    oracle::DETECTION_MAX,
     rng::Rng,
 };
 
 /// Faults and operations end here.
 pub const BUSY: u64 = 60 * SECOND;
+
+/// After so long without a fault every slot has all its members, and they are in sync.
+const CALM: u64 = 14 * SECOND;
 
 /// What there is of everything.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
@@ -36,6 +40,8 @@ pub struct Sizes {
     pub settle: u64,
     /// Whether connections take few bytes at a time.
     pub is_tight: bool,
+    /// Whether data nodes keep their slots on disks.
+    pub on_disk: bool,
 }
 
 /// An operation of some client.
@@ -98,6 +104,7 @@ impl Plan {
             push_interval: if rng.chance(70) { 0 } else { rng.range(1, 40) * MS },
             settle: rng.range(1, 6) * 100 * MS,
             is_tight: rng.chance(50),
+            on_disk: rng.chance(40),
         };
         let count = match shape {
             Shape::Single => rng.range(200, 500),
@@ -133,6 +140,22 @@ impl Plan {
         plan.clients.retain(|_| keeps());
         plan.operations.retain(|_| keeps());
         plan
+    }
+
+    /// The data node that a fault takes away for long enough to be missed, while nothing else is wrong in the cluster and
+    /// has not been for a while.
+    pub fn lone_loss(&self, number: usize) -> Option<usize> {
+        let planned = &self.faults[number];
+        let Fault::CrashNode { host, down, .. } = planned.fault else { return None };
+        let (from, until) = (planned.at.saturating_sub(CALM), planned.at + DETECTION_MAX);
+        let alone = self.faults.iter().enumerate().all(|(other, fault)| {
+            other == number
+                || !fault.fault.is_of_cluster(&self.layout)
+                || fault.at > until
+                || fault.at + fault.fault.nanos() < from
+        });
+        let is_calm = self.shape == Shape::Cluster && from > 0 && alone;
+        (is_calm && down > DETECTION_MAX).then_some(host)
     }
 
     /// The same without what is planned for later than `at`.

@@ -12,7 +12,22 @@ pub const RARE: [&str; 7] = [
 ];
 
 /// Only there with a control plane.
-pub const OF_CLUSTER: [&str; 3] = ["meta_restarts", "store_troubles", "drains"];
+pub const OF_CLUSTER: [&str; 14] = [
+    "persistent_refused",
+    "not_durable_yet",
+    "unclean_slots",
+    "losses_detected",
+    "meta_restarts",
+    "store_troubles",
+    "drains",
+    "promotions",
+    "demotions",
+    "led_from_nothing",
+    "slots_left",
+    "accepts_confirmed",
+    "accepts_late",
+    "copies_compared",
+];
 
 macro_rules! counters {
     ($($(#[$doc:meta])* $field:ident)*) => {
@@ -71,6 +86,34 @@ counters! {
     store_troubles
     /// Data nodes that an operator emptied.
     drains
+    /// Slots led by a node that followed them.
+    promotions
+    /// Slots that a node stopped leading.
+    demotions
+    /// Slots led by a node that had nothing of them.
+    led_from_nothing
+    /// Slots that a node let go of.
+    slots_left
+    /// Slots answered from because every linked session had confirmed them.
+    accepts_confirmed
+    /// Slots answered from because they had waited for long enough.
+    accepts_late
+    /// Lists of followers compared with the leader's at the same revision.
+    copies_compared
+    /// Lone losses of data nodes after which others answered in time.
+    losses_detected
+    /// Changes of persistent registrations that were acknowledged.
+    persistent_acknowledged
+    /// Those that were refused, as no control plane vouched for the leader.
+    persistent_refused
+    /// Those that could not be made durable at first.
+    not_durable_yet
+    /// Slots led by a node that may lack what was acknowledged as persistent.
+    unclean_slots
+    /// Operations that disks carried out.
+    disk_operations
+    /// Slots that data nodes found on their disks.
+    recovered_slots
     /// Connections that clients gave up.
     client_drops
     /// Storms of drops that sessions saw.

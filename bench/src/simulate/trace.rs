@@ -113,6 +113,7 @@ fn describe(message: &Message<'_>) -> Vec<(Option<DatumKey>, String)> {
                 .collect();
             vec![(None, format!("ack {sequence}: {}", outcomes.join(" ")))]
         }
+        Message::Ping(_) | Message::Pong(_) => Vec::new(),
         Message::Heartbeat { .. } | Message::HeartbeatAck { differs: None, .. } => Vec::new(),
         other => vec![(None, format!("{other:?}"))],
     }

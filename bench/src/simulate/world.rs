@@ -6,15 +6,23 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use prometheus_client::registry::Registry;
-use slotcast_engine::id::{DataId, Nanos, SessionId};
-use slotcast_net::{data::metrics::DataMetrics, io::ring::Event, session::metrics::SessionMetrics};
+use slotcast_engine::{
+    id::{DataId, Nanos, SessionId, SlotId},
+    memory_disk::MemoryDisk,
+    slot_state::SlotState,
+};
+use slotcast_net::{
+    data::{cluster::metrics::ClusterMetrics, metrics::DataMetrics},
+    io::ring::Event,
+    session::metrics::SessionMetrics,
+};
 
 use super::{
     control::SharedStore,
-    hosts::{Actor, CLIENT_TIMEOUT, Kind, LEASE},
+    hosts::{Actor, CLIENT_TIMEOUT, Kind, LEASE, SLOTS},
     network::{HostSockets, Inbound, MS, Network, SECOND, Task},
     operations::DATUMS,
-    oracle::{Oracle, Seen, Violation},
+    oracle::{DETECTION_MAX, Oracle, Seen, Violation},
     plan::{BUSY, Plan},
     reached::Reached,
 };
@@ -23,6 +31,9 @@ use super::{
 pub const END: u64 = BUSY + CLIENT_TIMEOUT + 3 * LEASE + 6 * SECOND;
 /// Turns in a row at the same time after which a role is taken to spin.
 const SPINS_MAX: u32 = 100;
+
+/// Writes on one connection in a second: more are a storm.
+const SENDS_MAX: u64 = 2000;
 
 /// How a run ended.
 pub struct Outcome {
@@ -45,6 +56,7 @@ pub struct World {
     pub(super) reached: Reached,
     pub(super) session_metrics: Vec<SessionMetrics>,
     pub(super) node_metrics: DataMetrics,
+    pub(super) cluster_metrics: ClusterMetrics,
     pub(super) identities: u64,
     spins: Vec<u32>,
     pub(super) last_turn: Vec<u64>,
@@ -52,6 +64,9 @@ pub struct World {
     pub(super) rewanted: BTreeSet<usize>,
     /// Clients that have been told to leave.
     pub(super) leaving: BTreeSet<usize>,
+    /// The disk of each host, and whether it is at work.
+    pub(super) disks: Vec<MemoryDisk>,
+    pub(super) disk_busy: Vec<bool>,
     /// What the control plane shares.
     pub(super) store: SharedStore,
     /// Links over which a session has said something, and sessions that greet a data node in this turn.
@@ -67,7 +82,7 @@ impl World {
         let hosts = plan.layout.len();
         let mut net = Network::new(plan.seed, hosts);
         net.tapped = traced.then(Vec::new);
-        let mut oracle = Oracle::new(datums, plan.shape);
+        let mut oracle = Oracle::new(datums, plan.shape, plan.sizes.settle);
         oracle.trace.is_on = traced;
         let mut world = Self {
             net,
@@ -76,11 +91,14 @@ impl World {
             reached: Reached::default(),
             session_metrics: Vec::new(),
             node_metrics: DataMetrics::new(&mut Registry::default(), 0),
+            cluster_metrics: ClusterMetrics::new(&mut Registry::default(), 0),
             identities: 0,
             spins: vec![0; hosts],
             last_turn: vec![0; hosts],
             rewanted: BTreeSet::new(),
             leaving: BTreeSet::new(),
+            disks: vec![MemoryDisk::default(); hosts],
+            disk_busy: vec![false; hosts],
             store: SharedStore::default(),
             greeted: BTreeSet::new(),
             greeting: Vec::new(),
@@ -107,6 +125,9 @@ impl World {
         }
         for (number, fault) in self.plan.faults.iter().enumerate() {
             self.net.schedule(fault.at, Task::Fault(number));
+            if let Some(lost) = self.plan.lone_loss(number) {
+                self.net.schedule(fault.at + DETECTION_MAX, Task::Detect(lost));
+            }
         }
         self.net.schedule(BUSY, Task::Quiet);
     }
@@ -123,7 +144,9 @@ impl World {
                 Task::Boot(host) => self.boot(host),
                 Task::Operation(number) => self.operate(number),
                 Task::Fault(number) => self.inflict(number),
+                Task::Disk(host) => self.drive_disk(host),
                 Task::Store(host) => self.drive_store(host),
+                Task::Detect(node) => self.check_detected(node),
                 Task::Use(node) => self.drain(node, false),
                 Task::Quiet => self.quiet(),
                 other => self.net.perform(other),
@@ -155,10 +178,10 @@ impl World {
         let Some(mut actor) = self.actors[host].take() else { return };
         let clock = Nanos(now + self.net.hosts[host].clock_ahead);
         let gap = now - self.last_turn[host];
-        if let Actor::Node(process, _) = &actor
+        if let Actor::Node(node) = &actor
             && gap > SECOND
         {
-            self.oracle.node_was_paused(*process, gap);
+            self.oracle.node_was_paused(node.process, gap);
         }
         self.last_turn[host] = now;
         self.reached.turns += 1;
@@ -240,9 +263,10 @@ impl World {
                 Kind::Client => self.oracle.session_saw_end(pair, *reason),
                 _ => {}
             },
-            (Actor::Node(process, _), Inbound::Received(_)) => {
+            (Actor::Node(node), Inbound::Closed(_)) => self.oracle.node_saw_end(node.process, pair),
+            (Actor::Node(node), Inbound::Received(_)) => {
                 if let Some(Actor::Session(id, _)) = &self.actors[peer] {
-                    self.oracle.node_heard(*process, *id);
+                    self.oracle.node_heard(node.process, *id, pair);
                     if self.greeted.insert(pair) {
                         self.greeting.push(*id);
                     }
@@ -254,11 +278,13 @@ impl World {
 
     fn after_turn(&mut self, host: usize, actor: &mut Actor) {
         match actor {
-            Actor::Node(process, node) => {
+            Actor::Node(node) => {
                 for session in std::mem::take(&mut self.greeting) {
-                    self.oracle.node_greeted(*process, session, node.shard().epoch());
+                    self.oracle.node_greeted(node.process, session, node.role.shard().epoch());
                 }
-                self.oracle.node_turn(*process, node);
+                self.oracle.node_turn(node.process, &node.role);
+                let waits = node.disk.as_ref().is_some_and(|side| !side.requests.is_empty());
+                self.after_disk_turn(host, waits);
             }
             Actor::Client(serial, client) => {
                 while let Some(update) = client.poll_update().filter(|_| !self.leaving.contains(serial)) {
@@ -295,7 +321,32 @@ impl World {
         self.net.schedule(self.net.now + down, Task::Boot(host));
     }
 
+    /// Every slot is answered for by a node other than the one that was lost.
+    fn check_detected(&mut self, lost: usize) {
+        let accepting = |slot: SlotId| {
+            let mut nodes = self.actors.iter().flatten().filter_map(|actor| match actor {
+                Actor::Node(node) => Some(&node.role),
+                _ => None,
+            });
+            nodes.any(|node| node.shard().state(slot) == SlotState::Accept)
+        };
+        let missing: Vec<u16> = (0..SLOTS as u16).filter(|slot| !accepting(SlotId(*slot))).collect();
+        self.reached.losses_detected += 1;
+        if self.actors[lost].is_none() && !missing.is_empty() {
+            let name = self.plan.layout.name(lost);
+            let text = format!(
+                "{} after the loss of {name} nobody answers for slots {missing:?}",
+                super::trace::ms(DETECTION_MAX)
+            );
+            self.oracle.fail(None, text);
+        }
+    }
+
     fn check_end(&mut self) {
+        if self.net.stats.sends_per_second > SENDS_MAX {
+            let text = format!("{} writes on one connection in a second", self.net.stats.sends_per_second);
+            self.oracle.fail(None, text);
+        }
         let mut present = BTreeSet::new();
         let mut lists = BTreeMap::new();
         for actor in self.actors.iter().flatten() {
@@ -321,8 +372,8 @@ impl World {
                         lists.insert((*serial, datum), list);
                     }
                 }
-                Actor::Node(_, node) => {
-                    let (_, _, held_back) = node.shard().reader_counts();
+                Actor::Node(node) => {
+                    let (_, _, held_back) = node.role.shard().reader_counts();
                     if held_back > 0 {
                         self.oracle.fail(None, format!("in the end {held_back} leases are held back"));
                     }
@@ -341,6 +392,14 @@ impl World {
         (reached.removals_acknowledged, reached.updates) = (seen.removals_acknowledged, seen.updates);
         (reached.stale_replays, reached.stale_contents) = (seen.stale_replays, seen.stale_contents);
         reached.unheard_moves = seen.unheard_moves;
+        (reached.promotions, reached.demotions) = (seen.promotions, seen.demotions);
+        (reached.led_from_nothing, reached.slots_left) = (seen.led_from_nothing, seen.slots_left);
+        (reached.accepts_confirmed, reached.accepts_late) = (seen.accepts_confirmed, seen.accepts_late);
+        reached.copies_compared = seen.copies_compared;
+        reached.persistent_acknowledged = seen.persistent_acknowledged;
+        (reached.persistent_refused, reached.not_durable_yet) =
+            (seen.persistent_refused, seen.not_durable_yet);
+        reached.unclean_slots = self.oracle.unclean.len() as u64;
         (reached.half_open, reached.stalls, reached.bytes) = (net.half_open, net.stalls, net.bytes);
         (reached.connects_refused, reached.short_sends) = (net.refused, net.short_sends);
         reached.busy_sends = net.busy;
@@ -356,9 +415,9 @@ impl World {
         reached.readers_behind += self.node_metrics.links_behind.get();
         reached.repaired_removals += self.node_metrics.repaired.get();
         for actor in self.actors.iter().flatten() {
-            if let Actor::Node(_, node) = actor {
-                reached.tombstones_dropped += node.shard().stats().tombstones_dropped;
-                reached.leases_ended += node.shard().stats().leases_ended;
+            if let Actor::Node(node) = actor {
+                reached.tombstones_dropped += node.role.shard().stats().tombstones_dropped;
+                reached.leases_ended += node.role.shard().stats().leases_ended;
             }
         }
     }

@@ -97,16 +97,15 @@ impl Shard {
             return (Revision::ZERO, Revision::ZERO);
         };
         let applied = held.revision();
+        #[cfg(feature = "planted-faults")]
+        if let Some(claimed) = self.claimed(slot) {
+            return (claimed, claimed);
+        }
         let (Some(storage), Some(cluster)) = (&self.storage, &mut self.cluster) else {
             return (applied, Revision::ZERO);
         };
         let on_disk = cluster.following.on_disk.entry(slot).or_default();
         on_disk.learn(storage, slot, applied);
-        #[cfg(feature = "planted-faults")]
-        if let Some(batch) = cluster.following.kept_back.get(&slot) {
-            let claimed = Batch::read(batch).map_or(applied, Batch::revision);
-            return (claimed, claimed);
-        }
         (applied, on_disk.durable)
     }
 
@@ -170,7 +169,7 @@ impl Shard {
             return Err(FollowError::Revision { at, to, epoch });
         }
         target.check_batch(batch, checks, is_copying)?;
-        target.apply_batch(batch, now);
+        target.apply_batch(batch, is_copying, now);
         if is_copying {
             return Ok(at);
         }
@@ -240,6 +239,13 @@ impl Shard {
 
     fn checks(&self) -> Checks {
         Checks { slot_count: self.config.slot_count, validate: self.config.validate }
+    }
+
+    /// The planted fault: what was acknowledged without being applied.
+    #[cfg(feature = "planted-faults")]
+    fn claimed(&self, slot: SlotId) -> Option<Revision> {
+        let batch = self.cluster.as_ref()?.following.kept_back.get(&slot)?;
+        Some(Batch::read(batch).ok()?.revision())
     }
 
     /// The planted fault: a batch waits until the next one, and is acknowledged meanwhile.

@@ -373,9 +373,11 @@ impl Replicas {
         Some(self.replicas.get(&replica)?.cursors.get(&slot)?.durable)
     }
 
-    /// Bytes of batches kept.
+    /// Bytes of batches kept and of cursors.
     pub(super) fn bytes(&self) -> usize {
-        self.rings.values().map(Ring::bytes).sum()
+        let rings: usize = self.rings.values().map(|ring| ring.bytes() + size_of::<(SlotId, Ring)>()).sum();
+        let cursors: usize = self.replicas.values().map(|replica| replica.cursors.len()).sum();
+        rings + cursors * size_of::<(SlotId, Cursor)>()
     }
 
     fn ring_bytes_max(&self) -> usize {
@@ -445,6 +447,20 @@ impl Shard {
         self.decide_durable();
     }
 
+    /// A follower no longer follows one slot: it is not sent anything of it, and nothing waits for it.
+    pub fn replica_leave(&mut self, replica: ReplicaId, slot: SlotId) {
+        let Some(cluster) = &mut self.cluster else { return };
+        if let Some(state) = cluster.replicas.replicas.get_mut(&replica) {
+            state.close(slot);
+        }
+        if let Some(others) = cluster.replicas.of_slot.get_mut(&slot) {
+            others.remove(&replica);
+            if others.is_empty() {
+                cluster.replicas.of_slot.remove(&slot);
+            }
+        }
+    }
+
     /// A follower's link is gone, with all that it followed.
     pub fn replica_close(&mut self, replica: ReplicaId) {
         let Some(cluster) = &mut self.cluster else { return };
@@ -457,6 +473,11 @@ impl Shard {
                 }
             }
         }
+    }
+
+    /// The revision of a slot that is led here.
+    pub fn led_at(&self, slot: SlotId) -> Option<Revision> {
+        self.slots.led(slot).map(Slot::revision)
     }
 
     /// Hands over what a follower is to be sent, about `budget_bytes` of it. Call after [`Shard::seal`]. Returns whether there is

@@ -151,8 +151,9 @@ impl Slot {
         }
     }
 
-    /// Applies a batch that was checked: the slot is where the leader was after it, with the same history.
-    pub(crate) fn apply_batch(&mut self, batch: Batch<'_>, now: Nanos) {
+    /// Applies a batch that was checked: the slot is where the leader was after it, with the same history. `is_partial`: the rest
+    /// of this copy is still to come, so a name without registrations is one whose registrations come later.
+    pub(crate) fn apply_batch(&mut self, batch: Batch<'_>, is_partial: bool, now: Nanos) {
         assert!(self.open.changes() == 0, "a follower admits nothing");
         let (previous, revision) = (self.revision, batch.revision());
         assert!(previous < revision);
@@ -170,7 +171,9 @@ impl Slot {
         if batch.changes() > 0 {
             self.log_touched(revision, now);
             self.log.trim(&self.log_limits, now);
-            self.drop_idle_datums(previous);
+            if !is_partial {
+                self.drop_idle_datums(previous);
+            }
             self.drop_stale_tombstones();
         }
     }

@@ -6,7 +6,7 @@ use crate::{
     disk_op::DiskOp,
     id::{Nanos, Revision, SlotId},
     journal::Fate,
-    snapshot,
+    snapshot::{self, Phase},
 };
 
 /// A slot whose content on the disk counts no more, until the disk says so for good.
@@ -21,7 +21,10 @@ pub(super) struct Void {
 impl Storage {
     /// What the disk has of a slot up to a revision counts no more.
     pub fn forget(&mut self, id: SlotId, up_to: Revision, now: Nanos) {
-        if self.scan.as_ref().is_some_and(|scan| scan.slot == id) {
+        let scan = self.scan.as_ref().filter(|scan| scan.slot == id);
+        // It takes its place whatever becomes of the scan.
+        let is_named = scan.is_some_and(|scan| matches!(scan.phase, Phase::Renaming(_)));
+        if scan.is_some() {
             self.abandon_scan();
         }
         self.gaps.remove(&id);
@@ -31,8 +34,11 @@ impl Storage {
         }
         let written = had.is_some_and(|slot| slot.last > Revision::ZERO || slot.gap || slot.needs.is_some());
         let before = self.void.remove(&id);
-        let has_snapshot = before.is_some_and(|void| void.has_snapshot) || self.journal.has_snapshot(id);
-        if written || has_snapshot {
+        // What was to be said before and is not for certain on the disk is said once more.
+        let unsaid = before.is_some();
+        let had_snapshot = before.is_some_and(|void| void.has_snapshot) || self.journal.has_snapshot(id);
+        let has_snapshot = had_snapshot || is_named;
+        if written || unsaid || has_snapshot {
             self.void.insert(id, Void { up_to, frame: None, has_snapshot });
             self.write_void_of(id, now);
         }

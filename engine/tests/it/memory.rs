@@ -1,8 +1,12 @@
 //! Memory by kind: every kind grows for its own reason, and is given back.
 
-use slotcast_engine::memory::Memory;
+use slotcast_engine::{
+    id::{ReplicaId, Revision, SlotId},
+    memory::Memory,
+    slot::Slot,
+};
 
-use crate::support::{Frame, Node, data_id, version};
+use crate::support::{Frame, Node, config, data_id, version};
 
 fn put(node: &mut Node, registers: impl Iterator<Item = u64>, number: u64, payload: usize) {
     let id = data_id("checkout");
@@ -52,4 +56,33 @@ fn names_are_counted_while_they_are_held() {
     let long = data_id(&"x".repeat(200));
     node.write_ok(1, &Frame::of(1).name(&long));
     assert!(node.shard.memory().index >= before + 200);
+}
+
+#[test]
+fn empty_slots_of_a_cluster_are_cheap_led_or_followed() {
+    const SLOTS: u32 = 16_384;
+    let mut node = Node::clustered(config(SLOTS));
+    let slots = || (0..SLOTS as u16).map(SlotId);
+    let mut largest = 0;
+    // Led with a follower, led again in a larger epoch, followed, and led once more.
+    for epoch in 1..=4 {
+        for slot in slots() {
+            if epoch == 3 {
+                node.shard.follow(slot, epoch, node.now).expect("a larger epoch");
+            } else {
+                node.shard.lead(slot, epoch, node.now).expect("a larger epoch");
+                node.shard.replica_open(ReplicaId(1), slot, epoch, Revision::ZERO).expect("it is led");
+            }
+        }
+        node.turn();
+        let memory = node.shard.memory();
+        assert!(memory.index >= SLOTS as usize * size_of::<Slot>(), "the slots themselves are counted");
+        largest = largest.max(memory.total());
+    }
+    assert!(largest <= 64 << 20, "{} bytes each", largest / SLOTS as usize);
+    slots().for_each(|slot| node.shard.leave(slot, node.now));
+    while node.shard.has_backlog() {
+        node.turn();
+    }
+    assert!(node.shard.memory().total() < 4 << 20, "{:?}", node.shard.memory());
 }

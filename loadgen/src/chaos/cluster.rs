@@ -12,6 +12,7 @@ use slotcast_net::{config::Config, data::storage::StorageKind, meta::node::MetaV
 use tempfile::TempDir;
 
 use crate::{
+    chaos::network::Network,
     process::{Process, cores},
     roles::{Metrics, get, post},
 };
@@ -95,6 +96,7 @@ pub struct Cluster {
     limit: Duration,
     /// Where clients connect.
     pub clients: Vec<SocketAddr>,
+    network: Option<Network>,
     _folders: [TempDir; 2],
 }
 
@@ -130,19 +132,24 @@ impl Cluster {
             part(process / 250),
             part(process),
         ));
-        let at = |port| SocketAddr::new(ip, port);
+        let network = Network::inside();
+        // Each process has its place: the control plane, data nodes, sessions.
+        let (data_place, session_place) = (shape.metas, shape.metas + shape.data + spare);
+        let at = |place: usize, port| {
+            SocketAddr::new(network.map_or(ip, |network| network.address_of(place)), port)
+        };
         let mut shared = vec![format!("data.storage={storage:?}").to_lowercase()];
         if shape.metas > 0 {
-            let peers =
-                (0..shape.metas).map(|number| format!("\"{}\"", at(META_PORT + NEXT * number as u16)));
+            let peers = (0..shape.metas)
+                .map(|number| format!("\"{}\"", at(number, META_PORT + NEXT * number as u16)));
             shared.push(format!("meta.peers=[{}]", peers.collect::<Vec<_>>().join(",")));
             shared.push(format!("meta.nodes_min={}", shape.data));
             shared.push(format!("meta.dir={:?}", folder.path().join("meta").display().to_string()));
         }
         let seat =
             |role: &'static str, number: usize, ports: Vec<SocketAddr>, own: Vec<String>| -> Result<Seat> {
-                let (path, http) = (folder.path().join(format!("{role}-{number}.toml")), ports[0]);
-                let http = at(http.port() + HTTP_OFFSET);
+                let path = folder.path().join(format!("{role}-{number}.toml"));
+                let http = SocketAddr::new(ports[0].ip(), ports[0].port() + HTTP_OFFSET);
                 let mut all = shared.clone();
                 all.extend(own);
                 all.push(format!("{role}.http=\"{http}\""));
@@ -152,7 +159,7 @@ impl Cluster {
             };
         let mut seats = Vec::new();
         for number in 0..shape.metas {
-            let port = at(META_PORT + NEXT * number as u16);
+            let port = at(number, META_PORT + NEXT * number as u16);
             let own = vec![format!("meta.listen=\"{port}\"")];
             seats.push((Member::Meta(number), seat("meta", number, vec![port], own)?));
         }
@@ -162,24 +169,24 @@ impl Cluster {
             let dir = data.path().join(node_id(number)).display().to_string();
             let mut own = vec![format!("data.data_dir={dir:?}"), format!("data.id={:?}", node_id(number))];
             if shape.metas > 0 {
-                own.push(format!("data.listen=\"{}\"", at(port)));
+                own.push(format!("data.listen=\"{}\"", at(data_place + number, port)));
             } else {
-                own.push(static_table(at(port), settings)?);
+                own.push(static_table(at(data_place, port), settings)?);
             }
-            let ports = (0..shards).map(|shard| at(port + shard as u16)).collect();
+            let ports = (0..shards).map(|shard| at(data_place + number, port + shard as u16)).collect();
             seats.push((Member::Data(number), seat("data", number, ports, own)?));
         }
         let mut clients = Vec::new();
         for number in 0..shape.sessions {
-            let port = at(SESSION_PORT + NEXT * number as u16);
+            let port = at(session_place + number, SESSION_PORT + NEXT * number as u16);
             let mut own = vec![format!("session.listen=\"{port}\"")];
             if shape.metas == 0 {
-                own.push(static_table(at(DATA_PORT), settings)?);
+                own.push(static_table(at(data_place, DATA_PORT), settings)?);
             }
             seats.push((Member::Session(number), seat("session", number, vec![port], own)?));
             clients.push(port);
         }
-        Ok(Self { seats, shape: *shape, limit: *limit, clients, _folders: [folder, data] })
+        Ok(Self { seats, shape: *shape, limit: *limit, clients, network, _folders: [folder, data] })
     }
 
     /// How many processes of each role there are.
@@ -220,15 +227,37 @@ impl Cluster {
 
     /// Starts a process where it was. `false`: the ports of the one before are not free yet.
     pub fn start(&mut self, member: Member) -> Result<bool> {
-        let limit = self.limit;
+        let (limit, network, place) = (self.limit, self.network, self.index(member));
         let seat = self.seat_mut(member);
-        if seat.ports.iter().chain([&seat.http]).any(|addr| TcpListener::bind(addr).is_err()) {
+        let is_taken = |addr: &SocketAddr| TcpListener::bind(addr).is_err();
+        if network.is_none() && seat.ports.iter().chain([&seat.http]).any(is_taken) {
             return Ok(false);
         }
         let config = seat.config.to_str().context("the temporary folder's name is not UTF-8")?;
         let arguments = ["role", seat.role, "--config", config];
-        seat.process = Some(Process::start(&member.to_string(), &arguments, &cores(), 0, limit)?);
+        let name = member.to_string();
+        seat.process = Some(match network {
+            None => Process::start(&name, &arguments, &cores(), 0, limit)?,
+            Some(network) => {
+                let binary = std::env::current_exe().context("cannot find the own binary")?;
+                let (program, arguments) = network.wrap(&binary, &arguments);
+                let process = Process::launch(&name, (&program, &arguments), &cores(), 0, limit)?;
+                network.connect(place, process.id())?;
+                process
+            }
+        });
         Ok(true)
+    }
+
+    /// Whether processes can be cut off from each other.
+    pub fn can_cut(&self) -> bool {
+        self.network.is_some()
+    }
+
+    /// Cuts a process off from all others, or mends that.
+    pub fn cut(&self, member: Member, is_cut: bool) -> Result<()> {
+        let network = self.network.context("there is no network that could be cut")?;
+        network.cut(self.index(member), is_cut)
     }
 
     /// An error if a process has ended that should run.

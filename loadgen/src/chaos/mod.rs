@@ -9,6 +9,8 @@ pub mod socket;
 
 pub mod participant;
 
+pub mod network;
+
 pub mod cluster;
 
 pub mod report;
@@ -70,6 +72,9 @@ pub fn run(spec: &ChaosSpec, progress: &Progress) -> Result<Outcome> {
         "{} clients at most, unless a --preset says what they do",
         CLIENTS_MAX
     );
+    if let Some(network) = network::Network::inside() {
+        network.lay()?;
+    }
     match spec.scenario {
         Scenario::MoveSlot => move_slot::run(spec, progress),
         _ => world::run(spec, progress),

@@ -115,6 +115,7 @@ impl Outcome {
             "verdict": if self.is_good() { "ok" } else { "failed" },
             "scenario": format!("{:?}", spec.scenario),
             "processes": spec.shape,
+            "partitions": super::network::Network::inside().is_some(),
             "storage": spec.storage,
             "clients": spec.clients,
             "services": spec.services,

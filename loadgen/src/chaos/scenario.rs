@@ -49,6 +49,8 @@ pub enum Act {
     Kill,
     /// They stand still.
     Stop,
+    /// They are cut off from everybody else, clients and control plane included.
+    Cut,
     /// They are emptied by order, and used again.
     Drain,
     /// They end when asked to and start again, one after the other.
@@ -74,7 +76,12 @@ pub struct Fault {
 
 impl Fault {
     /// Draws the fault of a round; `leader` is the data node that leads most.
-    pub fn draw(scenario: Scenario, shape: Shape, leader: usize, random: &mut Random) -> Self {
+    pub fn draw(
+        scenario: Scenario,
+        (shape, can_cut): (Shape, bool),
+        leader: usize,
+        random: &mut Random,
+    ) -> Self {
         let session = Member::Session(random.below(shape.sessions));
         let data = Member::Data(if shape.data > 1 { random.below(shape.data) } else { 0 });
         let (act, members, away) = match scenario {
@@ -89,7 +96,7 @@ impl Fault {
                 (Act::Restart, data.chain((0..shape.sessions).map(Member::Session)).collect(), 0)
             }
             Scenario::MoveSlot => (Act::Drain, vec![Member::Data(leader)], 0),
-            Scenario::Random => Self::anything(shape, leader, (data, session), random),
+            Scenario::Random => Self::anything((shape, can_cut), leader, (data, session), random),
         };
         let some = |random: &mut Random| (300 + random.below(900) as u64) * MILLISECOND;
         Self { members, act, away, before: some(random), behind: some(random) }
@@ -105,7 +112,7 @@ impl Fault {
     }
 
     fn anything(
-        shape: Shape,
+        (shape, can_cut): (Shape, bool),
         leader: usize,
         (data, session): (Member, Member),
         random: &mut Random,
@@ -114,13 +121,22 @@ impl Fault {
         let leader = Member::Data(leader);
         // Shorter and longer than the lease of a data node.
         let away = random.below(5000) as u64 * MILLISECOND;
+        if can_cut && random.below(4) == 0 {
+            return match random.below(6) {
+                0..3 => (Act::Cut, vec![leader], away),
+                3 => (Act::Cut, vec![data, meta], away),
+                4 => (Act::Cut, vec![meta], away),
+                _ => (Act::Cut, vec![session], away / 3),
+            };
+        }
         match random.below(16) {
             0..4 => (Act::Kill, vec![leader], away),
             4 => (Act::Kill, vec![data], away),
             5 => (Act::Kill, vec![session], away / 4),
             6 => (Act::Kill, vec![data, session], away),
             7..10 => (Act::Stop, vec![leader], away),
-            10 => (Act::Stop, vec![session], away),
+            // Not as long as a lease: nobody can tell then what the session's clients think.
+            10 => (Act::Stop, vec![session], away / 2),
             11 => (Act::Kill, vec![meta], away),
             12 => (Act::Stop, vec![meta, leader], away),
             13 => (Act::Drain, vec![data], away / 4),
@@ -142,6 +158,7 @@ impl std::fmt::Display for Fault {
         match self.act {
             Act::Kill => write!(f, "{members} killed"),
             Act::Stop => write!(f, "{members} stopped"),
+            Act::Cut => write!(f, "{members} cut off"),
             Act::Drain => write!(f, "{members} drained"),
             Act::Restart if self.members.len() > 2 => {
                 f.write_str("all data nodes and sessions restarted in turn")

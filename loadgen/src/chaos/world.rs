@@ -85,7 +85,8 @@ pub(super) fn run(spec: &ChaosSpec, progress: &Progress) -> Result<Outcome> {
             break;
         }
         let leader = world.cluster.busiest().unwrap_or(0);
-        let fault = Fault::draw(spec.scenario, shape, leader, &mut world.random);
+        let can_cut = world.cluster.can_cut();
+        let fault = Fault::draw(spec.scenario, (shape, can_cut), leader, &mut world.random);
         let round = world.round(&fault).with_context(|| format!("round {number}: {fault}"))?;
         let at = if spec.rounds.is_some() { u64::from(number) + 1 } else { world.now() / SECOND };
         progress.at(at, || format!("{fault}, settled in {} ms", round.settled_ms));
@@ -268,7 +269,7 @@ impl World {
         self.load_for(fault.before)?;
         let failed_at = self.now();
         let right_ms = match fault.act {
-            Act::Kill | Act::Stop => self.outage(fault, failed_at)?,
+            Act::Kill | Act::Stop | Act::Cut => self.outage(fault, failed_at)?,
             Act::Drain | Act::Restart => {
                 self.forgive(fault, failed_at);
                 for member in &fault.members {
@@ -301,7 +302,11 @@ impl World {
     fn outage(&mut self, fault: &Fault, failed_at: u64) -> Result<Option<u64>> {
         let is_killed = fault.act == Act::Kill;
         for member in &fault.members {
-            if is_killed { self.cluster.kill(*member) } else { self.cluster.pause(*member, true)? }
+            match fault.act {
+                Act::Kill => self.cluster.kill(*member),
+                Act::Cut => self.cluster.cut(*member, true)?,
+                _ => self.cluster.pause(*member, true)?,
+            }
         }
         self.say(fault.to_string());
         // What the dead have still said is heard first.
@@ -314,6 +319,9 @@ impl World {
         for member in &fault.members {
             if is_killed {
                 self.start(*member)?;
+            } else if fault.act == Act::Cut {
+                self.cluster.cut(*member, false)?;
+                self.say(format!("{member} is reached again"));
             } else {
                 self.cluster.pause(*member, false)?;
                 self.say(format!("{member} goes on"));

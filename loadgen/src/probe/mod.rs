@@ -40,6 +40,8 @@ use crate::{
 const ROUNDS_PER_CLIENT: u64 = 30;
 /// A client that has been without a session for this long may have been removed with its session's lease.
 const LEASE_LEAST: u64 = 15 * SECOND;
+/// Delays above this count as this.
+const DELAY_MAX: u64 = 600 * SECOND;
 /// Sleep while a change is under way, and while none is.
 const NAP: Duration = Duration::from_millis(1);
 const IDLE_NAP: Duration = Duration::from_millis(10);
@@ -161,7 +163,7 @@ impl<'p> Probe<'p> {
             participant
         });
         let participants = participants.collect();
-        let latency = spec.targets.iter().map(|target| Ok((*target, Histogram::new(3)?)));
+        let latency = spec.targets.iter().map(|target| Ok((*target, Histogram::new_with_max(DELAY_MAX, 3)?)));
         let outcome = Outcome { latency: latency.collect::<Result<_>>()?, ..Outcome::default() };
         let notes = Notes::default();
         Ok(Self {

@@ -126,7 +126,8 @@ fn a_probe_sees_its_changes_everywhere_and_leaves_nothing_behind() {
     assert_eq!((&told["violations"], &told["rounds"]["late"]), (&Value::from(0), &Value::from(0)));
     for session in &registry.sessions {
         let delays = &told["latency_ms"][session.server.addr.to_string()];
-        assert!(delays["count"].as_u64() > Some(50) && delays["p50"].as_f64() < Some(1_000.0), "{told:#}");
+        assert!(delays["max"].as_f64() < Some(5_000.0), "{told:#}");
+        assert!(delays["count"].as_u64() > Some(50) && delays["p50"].as_f64() > Some(0.0), "{told:#}");
     }
     let begin = Instant::now();
     while registry.publishers() > 0.0 {

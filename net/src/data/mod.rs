@@ -14,6 +14,10 @@ pub mod storage;
 
 pub mod salvage;
 
+mod replica;
+
+pub mod cluster;
+
 pub mod node;
 
 pub mod server;

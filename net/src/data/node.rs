@@ -17,9 +17,11 @@ use slotcast_engine::{
 
 use crate::{
     data::{
+        cluster::Cluster,
         metrics::DataMetrics,
         operations::Operations,
         outbox::{Outbox, Run},
+        replica::ReplicaFault,
         storage::StorageMetrics,
     },
     io::{
@@ -35,6 +37,8 @@ use crate::{
         message::{SubscribeItem, write_ack, write_diff},
     },
 };
+
+mod member;
 
 /// Longest time between two ticks of the shard.
 const TICK: u64 = Nanos::SECOND / 10;
@@ -63,6 +67,10 @@ struct Link {
     decoder: Decoder,
     out: Outbox,
     session: Option<SessionId>,
+    /// It is of a shard that follows slots here, and of no session.
+    is_follower: bool,
+    /// Epoch of the slot table that the session was sent.
+    table_told: u64,
     blocked: bool,
     closing: Option<ErrorCode>,
     /// Until when the hello has to come or, once the link is refused, the error has to be read.
@@ -89,14 +97,21 @@ pub struct Node {
     disk: Option<(Disk, StorageMetrics)>,
     requests: Requests,
     operations: Option<Box<Operations>>,
+    cluster: Option<Box<Cluster>>,
+    /// Links of followers whose buffers had no room in this turn.
+    starved: Vec<u32>,
 }
 
 impl Node {
     /// A shard that has not been linked to yet. `run` is a number that no earlier run has used.
     pub fn new(config: ShardConfig, limits: NodeLimits, run: u64, metrics: DataMetrics) -> Self {
+        Self::around(config.slot_count, Shard::new(config), limits, run, metrics)
+    }
+
+    fn around(slot_count: u32, shard: Shard, limits: NodeLimits, run: u64, metrics: DataMetrics) -> Self {
         Self {
-            slot_count: config.slot_count,
-            shard: Shard::new(config),
+            slot_count,
+            shard,
             run,
             limits,
             links: Vec::new(),
@@ -110,6 +125,8 @@ impl Node {
             disk: None,
             requests: Requests::default(),
             operations: None,
+            cluster: None,
+            starved: Vec::new(),
         }
     }
 
@@ -128,7 +145,10 @@ impl Node {
         storage: StorageConfig,
         disk: (Disk, StorageMetrics),
     ) -> Self {
-        self.shard = Shard::recovered(config, recovered, storage);
+        self.shard = match self.cluster {
+            Some(_) => Shard::clustered_on_disk(config, recovered, storage),
+            None => Shard::recovered(config, recovered, storage),
+        };
         self.disk = Some(disk);
         self
     }
@@ -146,6 +166,12 @@ impl Node {
         &self.shard
     }
 
+    /// Plants a fault in the shard.
+    #[cfg(feature = "planted-faults")]
+    pub fn plant(&mut self, fault: Option<slotcast_engine::faults::Fault>) {
+        self.shard.plant(fault);
+    }
+
     /// Stops taking links and ends the role after the next turn.
     pub fn stop(&mut self) {
         self.draining = true;
@@ -161,6 +187,8 @@ impl Node {
             decoder: Decoder::default(),
             out: Outbox::default(),
             session: None,
+            is_follower: false,
+            table_told: 0,
             blocked: false,
             closing: None,
             deadline: now.after(self.limits.link_timeout),
@@ -182,11 +210,12 @@ impl Node {
         let Some(Some(link)) = self.links.get_mut(index) else { return };
         let (code, text) = (fault.code(), fault.to_string());
         tracing::warn!(session = ?link.session, error = %text, "closing a link");
-        refuse(link, code, &text, 0);
+        refuse(link, code, &text, fault.retry_after_ms());
         link.deadline = now.after(self.limits.link_timeout);
         self.metrics.link_errors.get_or_create(&code.into()).inc();
         // Nothing follows the error.
         self.shard.handle_link_close(ReaderId(index as u32));
+        self.close_follower(index);
         self.mark_dirty(index as u32);
     }
 
@@ -194,6 +223,7 @@ impl Node {
     /// refused. None of them would go by himself, and each takes the place of another.
     fn sweep_links(&mut self, now: Nanos, sockets: &mut dyn Sockets) {
         for index in 0..self.links.len() {
+            let is_silent = self.is_silent_follower(index, now);
             let Some(link) = self.links[index].as_mut() else { continue };
             if link.closing.is_some() {
                 if now >= link.deadline {
@@ -204,7 +234,10 @@ impl Node {
                 continue;
             }
             match link.session {
-                None if now >= link.deadline => self.refuse(index, &LinkFault::Silent, now),
+                _ if is_silent => self.refuse(index, &LinkFault::FollowerSilent, now),
+                None if !link.is_follower && now >= link.deadline => {
+                    self.refuse(index, &LinkFault::Silent, now)
+                }
                 Some(session) if !self.shard.is_alive(session) => {
                     self.refuse(index, &Refusal::SessionEnded.into(), now);
                 }
@@ -222,6 +255,7 @@ impl Node {
             self.link_count -= 1;
             self.metrics.links.set(self.link_count as i64);
             self.shard.handle_link_close(ReaderId(index as u32));
+            self.close_follower(index);
         }
     }
 
@@ -233,8 +267,11 @@ impl Node {
         }
         let mut decoder = std::mem::take(&mut link.decoder);
         let result = decoder.feed(bytes, FRAME_BYTES_MAX, |frame| {
-            let message = Message::read(frame)?;
             self.metrics.frames_received.inc();
+            if self.is_of_follower(index, &frame) {
+                return self.hear_follower(index, frame, now);
+            }
+            let message = Message::read(frame)?;
             self.handle_message(index, message, now)
         });
         let Some(link) = self.link_mut(index, conn) else { return };
@@ -281,7 +318,7 @@ impl Node {
             Message::Unsubscribe(datums) => {
                 datums.into_iter().for_each(|datum| self.shard.handle_uninterest(reader, datum));
             }
-            Message::Heartbeat { mark, digest, routes, .. } => {
+            Message::Heartbeat { mark, digest, routes, table_epoch } => {
                 let answer = self.shard.handle_heartbeat(reader, mark, digest, routes, now)?;
                 if answer.differs.is_some() {
                     self.metrics.digest_mismatches.inc();
@@ -292,10 +329,11 @@ impl Node {
                     unsettled: answer.unsettled,
                     settled: answer.settled,
                     stale: answer.stale,
-                    table_epoch: 0,
+                    table_epoch: self.table_epoch(),
                     differs: answer.differs,
                 };
                 self.answer(index, &answer);
+                self.tell_table(index, table_epoch);
             }
             Message::DigestRequest(slot) => self.tell_digests(index, slot)?,
             Message::Holds { datum, registers } => self.holds(reader, datum, registers)?,
@@ -440,7 +478,8 @@ impl Node {
                 }
             }
             let reader = ReaderId(index);
-            let full = link.out.len() > self.limits.link_buffer_max;
+            // A follower has a cursor, and gets no more than there is room for.
+            let full = !link.is_follower && link.out.len() > self.limits.link_buffer_max;
             if full && !link.blocked {
                 link.blocked = true;
                 self.metrics.links_behind.inc();
@@ -504,12 +543,20 @@ impl Node {
 
 impl Role for Node {
     fn started(&mut self, waker: Waker) {
+        if let Some(cluster) = &self.cluster {
+            cluster.started(waker.clone());
+        }
         if let Some((disk, _)) = &self.disk {
             disk.wake(waker);
         }
     }
 
     fn handle(&mut self, event: Event<'_>, now: Nanos) {
+        if let Some(cluster) = &mut self.cluster
+            && cluster.owns(event.conn())
+        {
+            return cluster.handle(event, &mut self.shard, now);
+        }
         match event {
             Event::Accepted { conn, .. } => self.accept(conn, now),
             Event::Received { conn, bytes } => self.receive(conn, bytes, now),
@@ -531,18 +578,20 @@ impl Role for Node {
         self.shard.seal(now);
         self.metrics.serving.set(i64::from(self.shard.is_serving()));
         self.fill_buffers(now);
+        let more = self.follow_table(now, sockets) | self.replicate(now, sockets);
         self.send_buffers(now, sockets);
         if let Some((disk, _)) = &self.disk {
             while let Some(request) = self.shard.poll_disk(now) {
                 disk.submit(request);
             }
         }
-        asked || self.shard.has_backlog() || !self.dirty.is_empty()
+        asked || more || self.has_room_again() || self.shard.has_backlog() || !self.dirty.is_empty()
     }
 
     fn wake_at(&self) -> Nanos {
         let compaction = self.operations.as_ref().and_then(|_| self.shard.compaction_due());
-        let others = self.shard.disk_due().into_iter().chain(compaction);
+        let member = self.cluster.as_ref().map(|cluster| cluster.wake_at());
+        let others = self.shard.disk_due().into_iter().chain(compaction).chain(member);
         others.fold(self.next_tick, Nanos::min)
     }
 
@@ -619,6 +668,12 @@ enum LinkFault {
     Silent,
     #[error("the session incarnation has opened another link to this shard")]
     Replaced,
+    #[error("{0}")]
+    Replica(#[from] ReplicaFault),
+    #[error("the shard that follows has opened another link to this one")]
+    FollowerReplaced,
+    #[error("the shard that follows has said nothing for too long")]
+    FollowerSilent,
 }
 
 impl LinkFault {
@@ -632,8 +687,15 @@ impl LinkFault {
             LinkFault::SlotCount(..) => ErrorCode::Configuration,
             LinkFault::BeforeHello | LinkFault::SecondHello | LinkFault::Unexpected => ErrorCode::Unexpected,
             LinkFault::Silent => ErrorCode::HelloTimeout,
-            LinkFault::Replaced => ErrorCode::Replaced,
+            LinkFault::Replaced | LinkFault::FollowerReplaced => ErrorCode::Replaced,
+            LinkFault::FollowerSilent => ErrorCode::SlowReader,
+            LinkFault::Replica(fault) => fault.code(),
         }
+    }
+
+    /// When it is worth coming back; 0: no hint.
+    fn retry_after_ms(&self) -> u32 {
+        if let LinkFault::Replica(fault) = self { fault.retry_after_ms() } else { 0 }
     }
 }
 

@@ -1,6 +1,9 @@
 //! Runs a data node: one thread, one port and one shard per core.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    net::{IpAddr, SocketAddr, TcpListener},
+    sync::Arc,
+};
 
 use anyhow::Context;
 use prometheus_client::registry::Registry;
@@ -8,6 +11,7 @@ use slotcast_engine::{recover::Recovered, shard::ShardConfig};
 
 use crate::{
     data::{
+        cluster::{Board, ClusterConfig, metrics::ClusterMetrics},
         compaction::CompactionOptions,
         metrics::DataMetrics,
         node::{Node, NodeLimits},
@@ -22,7 +26,11 @@ use crate::{
         pump::{self, Pump, PumpConfig},
         ring::RingConfig,
     },
+    wire::slot_table::NodeEntry,
 };
+
+/// Connections of a shard beside the links of sessions and followers: to leaders and to the control plane.
+const OWN_LINKS_MAX: usize = 1024;
 
 /// What a data node is told at its start.
 #[derive(Debug, Clone)]
@@ -60,6 +68,8 @@ pub struct ClusterOptions {
     pub ip: IpAddr,
     /// The port of its HTTP side; 0: none that is known beforehand.
     pub http: u16,
+    /// How long a follower may be behind or away and still count as in sync (nanoseconds).
+    pub replica_lag_max: u64,
 }
 
 /// A running data node.
@@ -70,6 +80,8 @@ pub struct DataServer {
     pub metrics: Vec<DataMetrics>,
     /// Metrics of each shard's durable side; none without storage.
     pub storage: Vec<StorageMetrics>,
+    /// Metrics of each shard as a member of a cluster; none without one.
+    pub cluster: Vec<ClusterMetrics>,
     /// Where each shard is asked at run time.
     pub operations: Vec<ShardPost>,
     pumps: Vec<Pump>,
@@ -82,7 +94,11 @@ impl DataServer {
         let (mut lock, mut recovered) = (None, Vec::new());
         let mut options = options.clone();
         if let Some(storage) = &options.storage {
-            let Opened { lock: held, epoch, shards, .. } = storage.open(&options.shard)?;
+            let opened = match options.cluster {
+                Some(_) => storage.open_clustered(&options.shard)?,
+                None => storage.open(&options.shard)?,
+            };
+            let Opened { lock: held, epoch, shards, .. } = opened;
             (lock, recovered, options.shard.epoch) = (Some(held), shards, epoch);
         }
         let options = &options;
@@ -90,13 +106,30 @@ impl DataServer {
             addrs: Vec::new(),
             metrics: Vec::new(),
             storage: Vec::new(),
+            cluster: Vec::new(),
             operations: Vec::new(),
             pumps: Vec::new(),
             _lock: lock,
         };
+        // All of them first: what the node says about itself names every port.
+        let listeners: Vec<TcpListener> = (0..options.shard.shards)
+            .map(|shard| {
+                let mut addr = options.listen;
+                if addr.port() != 0 {
+                    addr.set_port(addr.port() + shard as u16);
+                }
+                pump::listen(addr, 1, &ring_config(options))?.pop().context("no listener")
+            })
+            .collect::<anyhow::Result<_>>()?;
+        for listener in &listeners {
+            server.addrs.push(listener.local_addr()?);
+        }
+        let cluster = options.cluster.as_ref().map(|cluster| cluster.member(&server.addrs));
         let mut recovered = recovered.into_iter();
-        for shard in 0..options.shard.shards {
-            if let Err(error) = server.start_shard(options, shard, recovered.next(), registry) {
+        for (shard, listener) in (0..).zip(listeners) {
+            let found = recovered.next();
+            if let Err(error) = server.start_shard(options, shard, listener, found, cluster.clone(), registry)
+            {
                 server.stop()?;
                 return Err(error.context(format!("starting shard {shard}")));
             }
@@ -108,22 +141,11 @@ impl DataServer {
         &mut self,
         options: &DataOptions,
         shard: u32,
+        listener: TcpListener,
         recovered: Option<Recovered>,
+        cluster: Option<ClusterConfig>,
         registry: &mut Registry,
     ) -> anyhow::Result<()> {
-        let ring = RingConfig {
-            sockets_max: options.limits.links_max + 16,
-            recv_buffers: 256,
-            recv_buffer_bytes: 64 * 1024,
-            staging_bytes: 16 << 20,
-            ..RingConfig::default()
-        };
-        let mut addr = options.listen;
-        if addr.port() != 0 {
-            addr.set_port(addr.port() + shard as u16);
-        }
-        let listener = pump::listen(addr, 1, &ring)?.pop().context("no listener")?;
-        self.addrs.push(listener.local_addr()?);
         let metrics = DataMetrics::new(registry, shard);
         self.metrics.push(metrics.clone());
         let config = ShardConfig { shard, seed: clock::unique(), ..options.shard.clone() };
@@ -131,7 +153,7 @@ impl DataServer {
         let pump = PumpConfig {
             name: format!("data-{shard}"),
             cpu: options.first_cpu.map(|first| first + shard as usize),
-            ring,
+            ring: ring_config(options),
             listener: Some(listener),
         };
         let disk = match (&options.storage, recovered) {
@@ -147,8 +169,13 @@ impl DataServer {
         let (post, mailbox) = mailbox();
         let told = OperationMetrics::new(registry, shard);
         let operations = Operations::new(mailbox, options.compaction.clone(), told, clock::utc_minute);
+        let cluster = cluster.map(|cluster| (cluster, ClusterMetrics::new(registry, shard)));
+        self.cluster.extend(cluster.iter().map(|(_, told)| told.clone()));
         let pump = Pump::start(pump, move || {
-            let mut node = Node::new(config.clone(), limits, run, metrics);
+            let mut node = match cluster {
+                Some(cluster) => Node::clustered(config.clone(), limits, run, metrics, cluster),
+                None => Node::new(config.clone(), limits, run, metrics),
+            };
             if let Some((recovered, storage, disk)) = disk {
                 node = node.on_disk(config, recovered, storage, disk);
             }
@@ -169,5 +196,38 @@ impl DataServer {
     pub fn stop(self) -> anyhow::Result<()> {
         self.pumps.iter().for_each(Pump::stop);
         self.pumps.into_iter().try_for_each(Pump::join)
+    }
+}
+
+impl ClusterOptions {
+    /// What every shard of a node is told whose shards listen at `addrs`.
+    fn member(&self, addrs: &[SocketAddr]) -> ClusterConfig {
+        let entry = NodeEntry {
+            id: self.id.as_str().into(),
+            incarnation: clock::unique(),
+            zone: self.zone.as_str().into(),
+            ip: self.ip,
+            ports: addrs.iter().map(SocketAddr::port).collect(),
+            http: self.http,
+            draining: false,
+        };
+        ClusterConfig {
+            cluster: self.cluster.clone(),
+            metas: self.peers.clone(),
+            entry: Arc::new(entry),
+            board: Board::new(addrs.len() as u32),
+            replica_lag_max: self.replica_lag_max,
+        }
+    }
+}
+
+fn ring_config(options: &DataOptions) -> RingConfig {
+    let own = if options.cluster.is_some() { OWN_LINKS_MAX } else { 0 };
+    RingConfig {
+        sockets_max: options.limits.links_max + own + 16,
+        recv_buffers: 256,
+        recv_buffer_bytes: 64 * 1024,
+        staging_bytes: 16 << 20,
+        ..RingConfig::default()
     }
 }

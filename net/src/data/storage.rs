@@ -75,14 +75,28 @@ impl StorageOptions {
 
     /// Locks the directory and reads every shard of `config` from it.
     pub fn open(&self, config: &ShardConfig) -> anyhow::Result<Opened> {
+        self.open_by(config, Epochs::OfTheRun)
+    }
+
+    /// The same for a member of a cluster: slots stay in the epochs that they were in, and the epoch opened only numbers the
+    /// journals of this run.
+    pub fn open_clustered(&self, config: &ShardConfig) -> anyhow::Result<Opened> {
+        self.open_by(config, Epochs::OfTheTable)
+    }
+
+    fn open_by(&self, config: &ShardConfig, epochs: Epochs) -> anyhow::Result<Opened> {
         let lock = DirectoryLock::take(&self.folder)?;
-        let (epoch, shards, times) = read_all(&self.folder, config)
+        let (epoch, shards, times) = read_all(&self.folder, config, epochs)
             .with_context(|| format!("the data directory {} cannot be used", self.folder.display()))?;
         Ok(Opened { lock, epoch, shards, times })
     }
 }
 
-fn read_all(folder: &Path, config: &ShardConfig) -> anyhow::Result<(u32, Vec<Recovered>, Vec<WorkTimes>)> {
+fn read_all(
+    folder: &Path,
+    config: &ShardConfig,
+    epochs: Epochs,
+) -> anyhow::Result<(u32, Vec<Recovered>, Vec<WorkTimes>)> {
     let mut files = DirectoryFiles::new(folder);
     let mut layout = Layout::read(&mut files, config.slot_count, &[LOCK_FILE])?;
     layout.notes.iter().for_each(|note| tracing::warn!("{note}"));
@@ -90,7 +104,7 @@ fn read_all(folder: &Path, config: &ShardConfig) -> anyhow::Result<(u32, Vec<Rec
     let mut queue = DiskQueue::default();
     layout.clean_up(&mut queue);
     files.carry_out(&mut queue)?;
-    let (mut shards, mut times) = read_shards(folder, &layout, config, epoch)?;
+    let (mut shards, mut times) = read_shards(folder, &layout, config, (epoch, epochs))?;
     if layout.is_resharded(config.shards) {
         tracing::info!(shards = config.shards, "the shard count has changed: every slot gets a new snapshot");
         for (shard, recovered) in shards.iter().enumerate() {
@@ -101,7 +115,7 @@ fn read_all(folder: &Path, config: &ShardConfig) -> anyhow::Result<(u32, Vec<Rec
         files.carry_out(&mut queue)?;
         drop(shards);
         layout = Layout::read(&mut files, config.slot_count, &[LOCK_FILE])?;
-        (shards, times) = read_shards(folder, &layout, config, epoch)?;
+        (shards, times) = read_shards(folder, &layout, config, (epoch, epochs))?;
     }
     for recovered in &shards {
         let report = &recovered.report;
@@ -137,7 +151,7 @@ fn read_shards(
     folder: &Path,
     layout: &Layout,
     config: &ShardConfig,
-    epoch: u32,
+    (epoch, epochs): (u32, Epochs),
 ) -> anyhow::Result<(Vec<Recovered>, Vec<WorkTimes>)> {
     let bar = if std::io::stderr().is_terminal() && !layout.is_empty() {
         let style = ProgressStyle::with_template("recovering {bar:40} {bytes} of {total_bytes}, {eta} left")?;
@@ -150,8 +164,7 @@ fn read_shards(
     let (loaded, mut times) = load_all(folder, layout, &shards, &bar)?;
     let read = |config: &RecoverConfig, loaded| {
         let mut files = DirectoryFiles::new(folder);
-        let recovered =
-            finish(layout, &mut files, (config, Epochs::OfTheRun), loaded, &mut |bytes| bar.inc(bytes))?;
+        let recovered = finish(layout, &mut files, (config, epochs), loaded, &mut |bytes| bar.inc(bytes))?;
         Ok((recovered, files.times()))
     };
     let read = &read;

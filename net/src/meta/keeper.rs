@@ -1,7 +1,13 @@
 //! The store beside the role that must not wait for it: what drives it asks to lead, loads, and stores what it is given. It may
 //! block, so that is a thread of its own.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use crossbeam::channel::{self, Receiver, RecvTimeoutError, Sender};
 use slotcast_engine::id::Nanos;
@@ -44,12 +50,16 @@ pub struct StoreSide {
     wanted: Receiver<Swap>,
     news: Sender<KeeperNews>,
     leads_until: Option<Nanos>,
+    gave_up: Arc<AtomicBool>,
 }
 
 impl StoreSide {
     /// Asks to lead, or to lead on. `now` is the time before, and `after` tells it when the store has answered. Returns whether
     /// anybody still listens.
     pub fn campaign(&mut self, now: Nanos, after: impl Fn() -> Nanos) -> bool {
+        if self.gave_up.swap(false, Ordering::AcqRel) {
+            self.leads_until = None;
+        }
         match campaign(&mut *self.store, self.leads_until.is_some(), now) {
             Ok(news) => {
                 self.leads_until = match &news {
@@ -92,6 +102,8 @@ impl StoreSide {
 pub(super) struct Keeper {
     swaps: Option<Sender<Swap>>,
     news: Receiver<KeeperNews>,
+    /// The process does not lead any more, whatever was said last.
+    gave_up: Arc<AtomicBool>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
@@ -101,8 +113,9 @@ impl Keeper {
         // One table is stored at a time; news is taken in at every turn.
         let (swaps, wanted) = channel::bounded(1);
         let (tell, news) = channel::bounded(64);
-        let side = StoreSide { store, wanted, news: tell, leads_until: None };
-        (Self { swaps: Some(swaps), news, thread: None }, side)
+        let gave_up = Arc::new(AtomicBool::new(false));
+        let side = StoreSide { store, wanted, news: tell, leads_until: None, gave_up: gave_up.clone() };
+        (Self { swaps: Some(swaps), news, gave_up, thread: None }, side)
     }
 
     pub(super) fn start(store: Box<dyn TableStore>, waker: Waker) -> std::io::Result<Self> {
@@ -114,6 +127,11 @@ impl Keeper {
 
     pub(super) fn poll(&self) -> Option<KeeperNews> {
         self.news.try_recv().ok()
+    }
+
+    /// The lead has run out here before it was renewed: to lead again, this process has to be elected again.
+    pub(super) fn give_up(&self) {
+        self.gave_up.store(true, Ordering::Release);
     }
 
     /// Gives the lead up for good: this process must not keep it from others.

@@ -279,6 +279,9 @@ impl MetaNode {
         }
         if self.core.phase() != Phase::Standby && now >= self.lead_until {
             tracing::warn!("the lead has run out: the store has not renewed it in time");
+            if let Some(keeper) = &self.keeper {
+                keeper.give_up();
+            }
             self.core.handle_deposed(now);
         }
     }

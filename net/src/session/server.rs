@@ -135,8 +135,7 @@ pub(crate) fn readiness(links: Option<usize>, cores: &[SessionMetrics]) -> Resul
 
 fn stopped(cores: &[SessionMetrics]) -> Option<String> {
     let is_stopped = cores.iter().any(|core| core.push_stopped.get() != 0);
-    is_stopped
-        .then(|| "an operator has stopped pushes: slotcast ctl resume-push lets them go on".to_string())
+    is_stopped.then(|| "an operator has stopped pushes: slotcast ctl resume-push lets them go on".to_string())
 }
 
 impl Routes {

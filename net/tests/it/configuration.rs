@@ -171,7 +171,7 @@ fn the_page_on_tuning_has_every_setting() {
     let page = include_str!("../../../docs/tuning.md");
     let table = toml::Table::try_from(Config::default()).unwrap();
     // Who a process is and where it listens is nothing to tune.
-    let plain = ["data.id", "data.http", "session.listen", "session.http"];
+    let plain = ["data.id", "data.http", "data.listen", "data.zone", "session.listen", "session.http"];
     let mut missing = Vec::new();
     for section in ["data", "session"] {
         for key in table[section].as_table().unwrap().keys() {

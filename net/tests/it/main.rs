@@ -5,6 +5,8 @@ mod ring;
 
 mod cluster;
 
+mod cluster_replicas;
+
 mod raw;
 
 mod loopback;
@@ -24,6 +26,8 @@ mod meta;
 mod moves;
 
 mod failover;
+
+mod failing_nodes;
 
 mod operations;
 

@@ -127,6 +127,15 @@ impl Raw {
         entries
     }
 
+    /// The entries of a put of a persistent registration.
+    pub fn persistent_put(&self, id: &DataId, register: u64, number: u64, payload: &[u8]) -> Vec<u8> {
+        let mut entries = self.put(id, register, number, 1, payload);
+        let at = entries.len() - self.record(id, register, payload).len() - ENTRY_BYTES;
+        entries[at + 1] = Durability::Persistent as u8;
+        entries[at + 40..at + 48].copy_from_slice(&SessionId::NOBODY.0.to_le_bytes());
+        entries
+    }
+
     pub fn removal(&self, id: &DataId, register: u64, number: u64, attach: u32) -> Vec<u8> {
         let mut entries = Vec::new();
         write_change(&mut entries, &self.change(id, ChangeKind::Remove, register, number, attach));

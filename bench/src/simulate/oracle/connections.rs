@@ -2,7 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use slotcast_engine::id::{RegisterId, SessionId};
+use slotcast_engine::{
+    id::{RegisterId, Revision, SessionId, SlotId},
+    slot_state::SlotState,
+};
 use slotcast_net::io::ring::CloseReason;
 
 use super::{Held, Oracle, SECOND, SLACK};
@@ -55,6 +58,10 @@ pub(super) struct Process {
     paused: u64,
     /// When it last heard of each session, in its running time.
     heard: BTreeMap<SessionId, u64>,
+    /// What it did with each slot, and where that was, after its last turn.
+    pub(super) seats: BTreeMap<SlotId, (SlotState, Revision)>,
+    /// Open links, by connection.
+    pub(super) links: BTreeMap<usize, SessionId>,
 }
 
 impl Oracle {
@@ -131,6 +138,8 @@ impl Oracle {
             has_ended: false,
             paused: 0,
             heard: BTreeMap::new(),
+            seats: BTreeMap::new(),
+            links: BTreeMap::new(),
         });
         self.processes.len() - 1
     }
@@ -145,9 +154,15 @@ impl Oracle {
     }
 
     /// A data node has read bytes of a session.
-    pub fn node_heard(&mut self, process: usize, id: SessionId) {
+    pub fn node_heard(&mut self, process: usize, id: SessionId, pair: usize) {
         let at = self.now - self.processes[process].paused;
         self.processes[process].heard.insert(id, at);
+        self.processes[process].links.insert(pair, id);
+    }
+
+    /// A data node has learnt that a connection has ended.
+    pub fn node_saw_end(&mut self, process: usize, pair: usize) {
+        self.processes[process].links.remove(&pair);
     }
 
     /// A data node has answered a session's greeting.
@@ -187,7 +202,7 @@ impl Oracle {
     /// Whether a session has seen the end of the connection that this came over, or of one that it was told over again
     /// since, and the grace is over.
     pub(super) fn has_departed(&self, register: RegisterId, held: &Held) -> bool {
-        let Some(reg) = self.regs.get(&register) else { return false };
+        let Some(reg) = self.regs.get(&register).filter(|reg| !reg.is_persistent()) else { return false };
         let latest = self.attach_counts.get(&reg.client).copied().unwrap_or(0);
         (held.attach..=latest).any(|attach| self.has_left(reg.client, attach))
     }
@@ -209,9 +224,10 @@ impl Oracle {
     }
 
     /// The session that a client was last connected to.
-    pub(super) fn session_of(&self, client: usize) -> Option<&Incarnation> {
+    pub(super) fn session_of(&self, client: usize) -> Option<(SessionId, &Incarnation)> {
         let latest = self.attach_counts.get(&client).copied().unwrap_or(0);
-        self.sessions.get(&self.attachment(client, latest)?.owner)
+        let id = self.attachment(client, latest)?.owner;
+        Some((id, self.sessions.get(&id)?))
     }
 
     /// Whether a living session may still hold what this client published over an earlier connection.

@@ -7,7 +7,7 @@ use slotcast_engine::id::RegisterId;
 use super::{Contents, Oracle, names};
 
 impl Oracle {
-    /// Promise 8. `lists` are what the clients hold, `present` the clients that are there.
+    /// Promise 11. `lists` are what the clients hold, `present` the clients that are there.
     pub fn check_end(
         &mut self,
         present: &BTreeSet<usize>,
@@ -17,11 +17,32 @@ impl Oracle {
             let wanted = self
                 .regs
                 .values()
-                .filter(|reg| reg.datum == datum && reg.wanted && present.contains(&reg.client));
+                .filter(|reg| reg.datum == datum && reg.wanted)
+                .filter(|reg| !reg.is_doubtful && (reg.is_persistent() || present.contains(&reg.client)));
             let expected: BTreeMap<RegisterId, Vec<u8>> = wanted
                 .filter_map(|reg| Some((reg.registration.register, reg.contents.last()?.clone())))
                 .collect();
-            let listed: Vec<RegisterId> = self.latest_list(datum).keys().copied().collect();
+            let regs = &self.regs;
+            let is_sure = |register: &RegisterId| regs.get(register).is_none_or(|reg| !reg.is_doubtful);
+            let listed: Vec<RegisterId> =
+                self.latest_list(datum).keys().copied().filter(|register| is_sure(register)).collect();
+            let sure = |list: &Contents| -> Contents {
+                let sure = list.iter().filter(|(register, _)| is_sure(register));
+                sure.map(|(register, payload)| (*register, payload.clone())).collect()
+            };
+            let lists: BTreeMap<usize, Option<Contents>> = lists
+                .iter()
+                .filter(|((_, of), _)| *of == datum)
+                .map(|((client, _), list)| (*client, list.as_ref().map(sure)))
+                .collect();
+            let told: BTreeMap<usize, Vec<RegisterId>> = lists
+                .keys()
+                .map(|client| {
+                    let view = self.views.get(&(*client, datum));
+                    let list = view.map(|view| view.list.keys().copied().filter(|it| is_sure(it)).collect());
+                    (*client, list.unwrap_or_default())
+                })
+                .collect();
             if !listed.iter().eq(expected.keys()) {
                 let text = format!(
                     "in the end the leader lists {} and should list {}",
@@ -30,7 +51,7 @@ impl Oracle {
                 );
                 self.fail(Some(datum), text);
             }
-            for ((client, _), list) in lists.iter().filter(|((_, of), _)| *of == datum) {
+            for (client, list) in &lists {
                 if list.as_ref() != Some(&expected) {
                     let text = format!(
                         "in the end client {client} has {} and should have {}",
@@ -39,8 +60,7 @@ impl Oracle {
                     );
                     self.fail(Some(datum), text);
                 }
-                let view = self.views.get(&(*client, datum)).map(|view| view.list.keys().copied().collect());
-                let told: Vec<RegisterId> = view.unwrap_or_default();
+                let told = &told[client];
                 if !told.iter().eq(expected.keys()) {
                     let text = format!("in the end client {client} was told {}", names(told.iter()));
                     self.fail(Some(datum), text);

@@ -5,10 +5,15 @@ use std::{
     rc::Rc,
 };
 
-use slotcast_engine::id::{RegisterId, Revision, SessionId, SlotId};
+use slotcast_engine::{
+    id::{RegisterId, Revision, SessionId, SlotId},
+    shard::Shard,
+    slot::Slot,
+    slot_state::SlotState,
+};
 use slotcast_net::data::node::Node;
 
-use super::{Oracle, SECOND, SLACK, nothing, short};
+use super::{Oracle, SECOND, SLACK, names, nothing, short};
 use crate::simulate::{
     hosts::{LEASE, SLOTS},
     plan::Shape,
@@ -38,6 +43,10 @@ pub(super) struct Term {
     /// In running time of the process: leases of owners that were there before count from then.
     leases_from: u64,
     pub(super) ended: Option<u64>,
+    /// Since when it answers readers.
+    accepted_at: Option<u64>,
+    /// Sessions that have confirmed that what they hold is here.
+    pub(super) confirmed: BTreeSet<SessionId>,
     /// The epoch it is in now.
     epoch: u32,
     revision: Revision,
@@ -56,41 +65,145 @@ impl Oracle {
     /// A data node has finished a turn.
     pub fn node_turn(&mut self, process: usize, node: &Node) {
         self.processes[process].turned_at = self.now;
-        for slot in node.shard().slots() {
-            let revision = slot.revision();
-            let term = self.term(slot.id(), process, revision.epoch());
-            if std::mem::replace(&mut self.terms[term].revision, revision) == revision {
-                continue;
+        let shard = node.shard();
+        let held: BTreeMap<SlotId, &Slot> = shard.slots().map(|slot| (slot.id(), slot)).collect();
+        for id in (0..SLOTS as u16).map(SlotId) {
+            let (state, slot) = (shard.state(id), held.get(&id).copied());
+            let revision = slot.map_or(Revision::ZERO, Slot::revision);
+            let seat = (state, revision);
+            let before = self.processes[process].seats.insert(id, seat).unwrap_or_default();
+            match slot {
+                Some(slot) if state.is_led() => self.leads(process, slot, shard),
+                _ => {
+                    self.leads_no_more(process, id, slot);
+                    if let Some(slot) = slot.filter(|_| state == SlotState::Following && before != seat) {
+                        self.check_copy(process, slot);
+                    }
+                }
             }
-            for datum in 0..self.datums.len() {
-                let key = self.datums[datum].key();
-                if key.slot(SLOTS) != slot.id() {
-                    continue;
-                }
-                let mut list = BTreeMap::new();
-                for (record, owner) in slot.records(key) {
-                    let register = record.register();
-                    let attach = slot.version(key, register).map_or(0, |(version, _)| version.attach);
-                    let payload = record.instance().map(|instance| instance.payload).unwrap_or_default();
-                    let Some(content) = self.content(register, &payload) else {
-                        self.fail(Some(datum), format!("a data node lists {} ...", label(&payload)));
-                        continue;
-                    };
-                    let since = match self.last_held(slot.id(), datum, register) {
-                        Some(held) if held.owner == owner => held.since,
-                        _ => self.now,
-                    };
-                    list.insert(register, Held { content, owner, attach, since });
-                }
-                self.leader_lists(term, datum, revision, list);
+            if before.0 != state {
+                self.note_state(process, id, before.0, state);
             }
         }
     }
 
+    fn leads(&mut self, process: usize, slot: &Slot, shard: &Shard) {
+        let (id, revision) = (slot.id(), slot.revision());
+        let term = self.term(id, process, revision.epoch());
+        // Without a control plane the state says nothing; then everything is held to be told.
+        let answers = self.shape == Shape::Single || shard.state(id) == SlotState::Accept;
+        let owners = self.sessions.iter().filter(|(_, session)| session.died.is_none()).map(|(id, _)| *id);
+        let confirmed: BTreeSet<SessionId> =
+            owners.filter(|session| shard.has_confirmed(id, *session)).collect();
+        let begins = answers && self.terms[term].accepted_at.is_none();
+        if begins {
+            self.terms[term].accepted_at = Some(self.now);
+        }
+        self.terms[term].confirmed = confirmed;
+        if std::mem::replace(&mut self.terms[term].revision, revision) != revision || begins {
+            for (datum, list) in self.read(slot) {
+                self.leader_lists(term, datum, revision, list, (answers, begins));
+            }
+        }
+        if begins {
+            self.check_durable(term, id);
+        }
+        if begins && self.shape == Shape::Cluster {
+            self.check_accept(term, id);
+        }
+    }
+
+    /// The process does not lead the slot, or not any more. What it told until then is known as far as it was seen.
+    fn leads_no_more(&mut self, process: usize, id: SlotId, slot: Option<&Slot>) {
+        let Some(term) = self.running_term(id, process) else { return };
+        let (epoch, seen) = (self.terms[term].epoch, self.terms[term].revision);
+        match slot.map(Slot::revision) {
+            Some(revision) if revision.epoch() == epoch && revision > seen => {
+                self.terms[term].revision = revision;
+                let answers = self.terms[term].accepted_at.is_some();
+                for (datum, list) in slot.map(|slot| self.read(slot)).unwrap_or_default() {
+                    self.leader_lists(term, datum, revision, list, (answers, false));
+                }
+            }
+            Some(_) => {}
+            None => {
+                self.unseen.insert((id, epoch), seen);
+            }
+        }
+        self.terms[term].ended = Some(self.now);
+        self.seen.demotions += 1;
+    }
+
+    /// What a slot lists of each of its data ids.
+    fn read(&mut self, slot: &Slot) -> Vec<(usize, BTreeMap<RegisterId, Held>)> {
+        let mut lists = Vec::new();
+        for datum in 0..self.datums.len() {
+            let key = self.datums[datum].key();
+            if key.slot(SLOTS) != slot.id() {
+                continue;
+            }
+            let mut list = BTreeMap::new();
+            for (record, owner) in slot.records(key) {
+                let register = record.register();
+                let attach = slot.version(key, register).map_or(0, |(version, _)| version.attach);
+                let payload = record.instance().map(|instance| instance.payload).unwrap_or_default();
+                let Some(content) = self.content(register, &payload) else {
+                    self.fail(Some(datum), format!("a data node lists {} ...", label(&payload)));
+                    continue;
+                };
+                let since = match self.last_held(slot.id(), datum, register) {
+                    Some(held) if held.owner == owner => held.since,
+                    _ => self.now,
+                };
+                list.insert(register, Held { content, owner, attach, since });
+            }
+            lists.push((datum, list));
+        }
+        lists
+    }
+
+    /// Promise 1, at a follower: at one revision it holds what the leader held.
+    fn check_copy(&mut self, process: usize, slot: &Slot) {
+        let revision = slot.revision();
+        for (datum, list) in self.read(slot) {
+            let Some(known) = self.history.get(&(datum, revision)) else { continue };
+            let content = |list: &BTreeMap<RegisterId, Held>| -> Vec<(RegisterId, usize, SessionId)> {
+                list.iter().map(|(register, held)| (*register, held.content, held.owner)).collect()
+            };
+            let copy = content(&list);
+            self.seen.copies_compared += 1;
+            if known.iter().any(|(_, truth)| content(truth) != copy) {
+                let host = self.processes[process].host;
+                let text = format!(
+                    "host {host} follows at {revision} and holds {}, where the leader held {}",
+                    names(list.keys()),
+                    known.first().map(|(_, truth)| names(truth.keys())).unwrap_or_default()
+                );
+                self.fail(Some(datum), text);
+            }
+        }
+    }
+
+    fn note_state(&mut self, process: usize, slot: SlotId, from: SlotState, to: SlotState) {
+        let seen = &mut self.seen;
+        match (from, to) {
+            (SlotState::Following, SlotState::Migrating) => seen.promotions += 1,
+            (SlotState::Absent, SlotState::Migrating) => seen.led_from_nothing += 1,
+            (_, SlotState::Moved) => seen.slots_left += 1,
+            _ => {}
+        }
+        let host = self.processes[process].host;
+        self.say(None, || format!("host {host}: slot {} is {} (was {})", slot.0, to.label(), from.label()));
+    }
+
+    fn running_term(&self, slot: SlotId, process: usize) -> Option<usize> {
+        let runs = |term: &usize| self.terms[*term].process == process && self.terms[*term].ended.is_none();
+        self.terms_of.get(&slot)?.iter().copied().find(runs)
+    }
+
     /// The term of a process that leads a slot in an epoch now.
     fn term(&mut self, slot: SlotId, process: usize, epoch: u32) -> usize {
-        let runs = |term: &usize| self.terms[*term].process == process && self.terms[*term].ended.is_none();
-        let running = self.terms_of.get(&slot).and_then(|terms| terms.iter().copied().find(runs));
+        let running = self.running_term(slot, process);
         let term = running.unwrap_or(self.terms.len());
         if running.is_none() {
             let (started, leases_from) = match self.shape {
@@ -102,6 +215,8 @@ impl Oracle {
                 started,
                 leases_from,
                 ended: None,
+                accepted_at: None,
+                confirmed: BTreeSet::new(),
                 epoch,
                 revision: Revision::ZERO,
                 lists: BTreeMap::new(),
@@ -110,19 +225,21 @@ impl Oracle {
             self.terms_of.entry(slot).or_default().push(term);
         } else if self.terms[term].epoch == epoch {
             return term;
+        } else {
+            // It went on in a larger epoch; what it told in this turn before that was not seen.
+            self.unseen.insert((slot, self.terms[term].epoch), self.terms[term].revision);
         }
         self.terms[term].epoch = epoch;
         if self.shape == Shape::Cluster {
-            let terms = self.terms_of.entry(slot).or_default();
-            terms.sort_by_key(|term| self.terms[*term].epoch);
-            let at = terms.iter().position(|other| *other == term).unwrap_or(0);
-            if at > 0 && self.terms[terms[at - 1]].epoch == epoch {
-                let other = self.processes[self.terms[terms[at - 1]].process].host;
-                let host = self.processes[process].host;
-                self.fail(
-                    None,
-                    format!("epoch {epoch} of slot {} is opened by host {host} and by host {other}", slot.0),
-                );
+            if let Some(other) = self.opened.insert((slot, epoch), process).filter(|other| *other != process)
+            {
+                let [other, host] = [other, process].map(|process| self.processes[process].host);
+                let text =
+                    format!("epoch {epoch} of slot {} is opened by host {other} and by host {host}", slot.0);
+                self.fail(None, text);
+            }
+            if let Some(terms) = self.terms_of.get_mut(&slot) {
+                terms.sort_by_key(|term| self.terms[*term].epoch);
             }
         }
         term
@@ -194,6 +311,7 @@ impl Oracle {
         datum: usize,
         revision: Revision,
         list: BTreeMap<RegisterId, Held>,
+        (answers, begins): (bool, bool),
     ) {
         let before = self.terms[term].list(datum);
         let list = if *before == list { before.clone() } else { Rc::new(list) };
@@ -202,12 +320,16 @@ impl Oracle {
         }
         for (register, held) in list.iter() {
             let was = before.get(register);
+            if answers && (begins || was.is_none()) {
+                self.check_listed(term, datum, *register, held);
+            }
             if was == Some(held) {
                 continue;
             }
             self.terms[term].first_listed.entry(*register).or_insert(revision);
             if was.is_none() {
-                self.check_listed(term, datum, *register);
+                let host = self.processes[self.terms[term].process].host;
+                self.say(Some(datum), || format!("host {host} lists {}", short(*register)));
             } else if was.is_some_and(|was| was.owner != held.owner) {
                 self.seen.moved += 1;
             }
@@ -247,6 +369,8 @@ impl Oracle {
             self.seen.withdrawn += 1;
         } else if self.has_departed(register, held) {
             self.seen.departed += 1;
+        } else if self.regs.get(&register).is_some_and(super::Reg::is_persistent) {
+            self.fail(Some(datum), format!("the leader unlists {what}, which is persistent"));
         } else {
             let Term { process, leases_from, .. } = self.terms[term];
             let silent = self.silence(process, held.owner, leases_from);
@@ -269,22 +393,93 @@ impl Oracle {
         self.regs.get(&register).is_some_and(|reg| reg.withdrawn >= Some(held.content))
     }
 
-    /// Promise 6, at a leader.
-    fn check_listed(&mut self, term: usize, datum: usize, register: RegisterId) {
+    /// Promise 6, at a leader that answers readers.
+    fn check_listed(&mut self, term: usize, datum: usize, register: RegisterId, held: &Held) {
         let Some(reg) = self.regs.get(&register) else { return };
-        let (client, removal) = (reg.client, reg.removal);
-        let host = self.processes[self.terms[term].process].host;
-        self.say(Some(datum), || format!("host {host} lists {} of client {client}", short(register)));
-        let Some((revision, removed_in)) = removal else { return };
-        let is_later = removed_in.is_none_or(|removed_in| removed_in != term);
-        if is_later && self.has_stale_holder(client) {
+        let Some(removal) = reg.removal else { return };
+        let slot = self.datums[datum].key().slot(SLOTS);
+        if self.terms_of.get(&slot).and_then(|terms| terms.last()) != Some(&term) {
+            // A former leader that does not know it yet; who listens to it is behind as a whole.
+            return;
+        }
+        let is_later = removal.term.is_none_or(|removed_in| removed_in != term);
+        // Whoever had it removed, and has confirmed here since, does not hold it.
+        let knows = self.shape == Shape::Cluster
+            && removal.session == Some(held.owner)
+            && self.terms[term].confirmed.contains(&held.owner);
+        let may_know = reg.is_persistent() && !self.is_unclean(datum);
+        if is_later && !knows && !may_know && self.has_stale_holder(reg.client) {
             self.seen.stale_replays += 1;
             return;
         }
         let text = format!(
-            "the leader lists {} again, whose removal was acknowledged at {revision}",
-            short(register)
+            "the leader lists {} again, whose removal was acknowledged at {}",
+            short(register),
+            removal.revision
         );
         self.fail(Some(datum), text);
+    }
+
+    /// Whether a slot was ever led by a node that may lack what was acknowledged as persistent.
+    pub(super) fn is_unclean(&self, datum: usize) -> bool {
+        self.unclean.contains(&self.datums[datum].key().slot(SLOTS))
+    }
+
+    /// Promise 7, for what is persistent: a leader that answers readers has everything that was acknowledged.
+    fn check_durable(&mut self, term: usize, slot: SlotId) {
+        let lost = self.regs.iter().find(|(register, reg)| {
+            let Some(told) = reg.acknowledged.filter(|_| reg.is_persistent() && reg.wanted) else {
+                return false;
+            };
+            let is_here = self.datums[reg.datum].key().slot(SLOTS) == slot && !self.unclean.contains(&slot);
+            let listed = self.terms[term].list(reg.datum).get(register).map(|held| held.content);
+            is_here && listed.is_none_or(|content| content < told.content)
+        });
+        if let Some((register, reg)) = lost {
+            let (datum, host) = (reg.datum, self.processes[self.terms[term].process].host);
+            let text = format!(
+                "host {host} begins to answer and lacks {}, which is persistent and was acknowledged",
+                short(*register)
+            );
+            self.fail(Some(datum), text);
+        }
+    }
+
+    /// Promise 8: a leader that begins to answer before `settle` has passed has heard of every session that is linked to it.
+    fn check_accept(&mut self, term: usize, slot: SlotId) {
+        let Term { process, started, .. } = self.terms[term];
+        let early = self.now < started + self.settle;
+        self.seen.accepts_confirmed += u64::from(early);
+        self.seen.accepts_late += u64::from(!early);
+        if !early {
+            return;
+        }
+        let linked: BTreeSet<SessionId> = self.processes[process].links.values().copied().collect();
+        let mut missing = None;
+        for (register, reg) in &self.regs {
+            let Some(acknowledged) = &reg.acknowledged else { continue };
+            let is_here = self.datums[reg.datum].key().slot(SLOTS) == slot && reg.wanted;
+            let latest = self.attach_counts.get(&reg.client).copied().unwrap_or(0);
+            let attachment =
+                self.attachment(reg.client, latest).filter(|it| it.owner == acknowledged.session);
+            let holds = attachment.is_some_and(|it| it.ended.is_none());
+            if !is_here || !holds || !linked.contains(&acknowledged.session) {
+                continue;
+            }
+            let listed = self.terms[term].list(reg.datum).get(register).map(|held| held.content);
+            if listed.is_none_or(|content| content < acknowledged.content) {
+                missing = Some((reg.datum, *register, acknowledged.session));
+            }
+        }
+        if let Some((datum, register, session)) = missing {
+            let host = self.processes[process].host;
+            let text = format!(
+                "host {host} begins to answer {} after it led, and lacks {} of session {}, which is linked to it",
+                ms(self.now - started),
+                short(register),
+                session.0
+            );
+            self.fail(Some(datum), text);
+        }
     }
 }

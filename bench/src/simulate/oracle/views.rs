@@ -5,8 +5,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use slotcast_engine::id::{DataId, RegisterId, Revision};
 use slotcast_net::client::Update;
 
-use super::{LEASE, List, Oracle, SECOND, SLACK, UNSETTLED_MAX, short};
-use crate::simulate::trace::{label, ms};
+use super::{
+    LEASE, List, Oracle, SECOND, SLACK, UNSETTLED_MAX, short,
+    wants::{Acknowledged, Removal},
+};
+use crate::simulate::{
+    hosts::SLOTS,
+    plan::Shape,
+    trace::{label, ms},
+};
 
 /// A data id as one subscriber sees it.
 #[derive(Default)]
@@ -57,14 +64,22 @@ impl Oracle {
             }
             Update::Refused { registration, refusal } => {
                 let datum = self.regs.get(&registration.register).map(|reg| reg.datum);
+                let reg = self.regs.get_mut(&registration.register);
+                if let Some(reg) = reg.filter(|reg| reg.is_persistent()) {
+                    // A leader without a lease of the control plane takes none.
+                    reg.is_doubtful = true;
+                    self.seen.persistent_refused += 1;
+                    return;
+                }
                 let what = short(registration.register);
                 self.fail(datum, format!("client {client}: {what} is refused: {refusal}"));
             }
-            Update::NotDurable { refusal, .. } => {
-                self.fail(
-                    None,
-                    format!("client {client}: nothing here is persistent, and it hears {refusal}"),
-                );
+            Update::NotDurable { registration, refusal } => {
+                if !self.regs.get(&registration.register).is_some_and(super::Reg::is_persistent) {
+                    let text = format!("client {client}: what is not persistent hears {refusal}");
+                    self.fail(None, text);
+                }
+                self.seen.not_durable_yet += 1;
             }
             Update::SubscriptionRefused { id, refusal } => {
                 let datum = self.datum_of(id);
@@ -93,6 +108,7 @@ impl Oracle {
         let (revision_before, place_before, resuming) = (view.revision, view.place, view.resuming);
         let mut list = if is_snapshot { BTreeMap::new() } else { before.clone() };
         let mut unknown = None;
+        let mut echoed = None;
         for (register, payload) in changes {
             match payload {
                 None => {
@@ -100,7 +116,9 @@ impl Oracle {
                 }
                 Some(payload) => match self.content(register, &payload) {
                     Some(content) => {
-                        list.insert(register, content);
+                        let was = list.insert(register, content);
+                        echoed =
+                            echoed.or(was.filter(|was| !is_snapshot && *was == content).map(|_| register));
                     }
                     None => unknown = Some(label(&payload)),
                 },
@@ -109,6 +127,10 @@ impl Oracle {
         let names: Vec<String> = list.keys().map(|register| short(*register)).collect();
         let kind = if is_snapshot { "snapshot" } else { "diff" };
         self.say(Some(datum), || format!("client {client}: {kind} at {revision}: {}", names.join(" ")));
+        if let Some(echoed) = echoed {
+            let text = format!("client {client} is told {} again, which has not changed", short(echoed));
+            self.fail(Some(datum), text);
+        }
         if let Some(unknown) = unknown {
             self.fail(Some(datum), format!("client {client} is told {unknown}, which nobody published"));
         }
@@ -122,6 +144,12 @@ impl Oracle {
             self.fail(Some(datum), text);
         }
         let Some((term, truth)) = self.truth_for(datum, revision, &list) else {
+            if self.may_be_unseen(datum, revision) {
+                if let Some(view) = self.views.get_mut(&(client, datum)) {
+                    (view.revision, view.list, view.resuming) = (revision, list, false);
+                }
+                return;
+            }
             self.fail(Some(datum), format!("client {client} is at {revision}, which never was"));
             return;
         };
@@ -135,8 +163,13 @@ impl Oracle {
         for (register, content) in &list {
             let earlier = before.get(register);
             if earlier.is_some_and(|earlier| content < earlier) {
-                let owner = self.regs[register].client;
-                if place > place_before && self.has_stale_holder(owner) {
+                let reg = &self.regs[register];
+                // Whoever told the newer content, and has confirmed here since, has told it again.
+                let acknowledged = reg.acknowledged.filter(|it| it.content > *content);
+                let knows = self.shape == Shape::Cluster
+                    && acknowledged.is_some_and(|it| self.terms[term].confirmed.contains(&it.session));
+                let may_know = reg.is_persistent() && acknowledged.is_some() && !self.is_unclean(datum);
+                if place > place_before && !knows && !may_know && self.has_stale_holder(reg.client) {
                     self.seen.stale_contents += 1;
                     continue;
                 }
@@ -161,6 +194,12 @@ impl Oracle {
             truth.iter().all(|(register, held)| list.get(register) == Some(&held.content))
         };
         known.iter().rev().find(fits).or(known.last()).cloned()
+    }
+
+    /// Whether a revision may have been told in a turn that ended its epoch, so that nobody could look.
+    fn may_be_unseen(&self, datum: usize, revision: Revision) -> bool {
+        let slot = self.datums[datum].key().slot(SLOTS);
+        self.unseen.get(&(slot, revision.epoch())).is_some_and(|seen| revision > *seen)
     }
 
     /// Promise 2.
@@ -201,6 +240,18 @@ impl Oracle {
         }
         let Some(held) = self.carried(datum, term, register) else { return };
         let started = self.terms[term].started;
+        let reg = &self.regs[&register];
+        if reg.is_persistent() && !self.is_withdrawn(register, &held) {
+            let is_told = reg.wanted && reg.acknowledged.is_some_and(|it| it.content >= held.content);
+            if is_told && !self.is_unclean(datum) {
+                let text = format!(
+                    "client {client} at {revision} no longer has {}, which is persistent and was acknowledged",
+                    short(register)
+                );
+                self.fail(Some(datum), text);
+            }
+            return;
+        }
         if self.is_withdrawn(register, &held)
             || self.has_departed(register, &held)
             || self.now + SLACK >= started + LEASE
@@ -209,7 +260,7 @@ impl Oracle {
         }
         // The owner's name travels like any change: who has not heard of a move goes by the former owner.
         let moved_in = self.term_at(datum, held.since).map(|term| &self.terms[term]);
-        let linked = self.session_of(client);
+        let linked = self.session_of(client).map(|(_, session)| session);
         let knows = |process: usize| linked.is_some_and(|session| session.known_by.contains(&process));
         let cut_off = linked.is_some() && moved_in.is_some_and(|moved| !knows(moved.process));
         let last_word = moved_in.and_then(|moved| moved.ended).is_some_and(|at| held.since + SECOND > at);
@@ -231,11 +282,16 @@ impl Oracle {
 
     /// Promise 7.
     fn acknowledged(&mut self, client: usize, register: RegisterId, revision: Revision) {
+        let session = self.session_of(client).map(|(id, _)| id);
         let Some(reg) = self.regs.get_mut(&register) else { return };
         let (datum, wanted, latest) = (reg.datum, reg.wanted, reg.contents.len() - 1);
+        reg.is_doubtful = false;
+        self.seen.persistent_acknowledged += u64::from(reg.is_persistent());
         let known = self.history.get(&(datum, revision)).and_then(|known| known.last());
-        if !wanted {
-            reg.removal = Some((revision, known.map(|(term, _)| *term)));
+        if wanted {
+            reg.acknowledged = session.map(|session| Acknowledged { content: latest, session });
+        } else {
+            reg.removal = Some(Removal { revision, term: known.map(|(term, _)| *term), session });
             self.seen.removals_acknowledged += 1;
         }
         let what = short(register);
@@ -243,6 +299,7 @@ impl Oracle {
         let lists: Vec<List> = match self.history.get(&(datum, revision)) {
             Some(known) => known.iter().map(|(_, list)| list.clone()).collect(),
             None if revision == Revision::ZERO => vec![self.latest_list(datum)],
+            None if self.may_be_unseen(datum, revision) => return,
             None => {
                 self.fail(Some(datum), format!("{what} is acknowledged at {revision}, which never was"));
                 return;

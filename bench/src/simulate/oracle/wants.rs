@@ -1,6 +1,6 @@
 //! What clients want.
 
-use slotcast_engine::id::{RegisterId, Revision};
+use slotcast_engine::id::{RegisterId, Revision, SessionId};
 use slotcast_net::client::Registration;
 
 use super::{Oracle, short};
@@ -18,10 +18,52 @@ pub struct Reg {
     pub contents: Vec<Vec<u8>>,
     /// Whether the client wants it to be listed.
     pub wanted: bool,
+    /// The version of a persistent one; 0: it is ephemeral.
+    pub version: u64,
+    /// Whether it is not known what became of the last thing that was asked of a persistent one.
+    pub(super) is_doubtful: bool,
     /// The last content that a withdrawal covers.
     pub(super) withdrawn: Option<usize>,
-    /// Revision and term of the acknowledged withdrawal.
-    pub(super) removal: Option<(Revision, Option<usize>)>,
+    /// The withdrawal, once it is acknowledged.
+    pub(super) removal: Option<Removal>,
+    /// The last content that was acknowledged, while it is wanted.
+    pub(super) acknowledged: Option<Acknowledged>,
+}
+
+impl Reg {
+    /// Whether it stays until it is removed by request.
+    pub fn is_persistent(&self) -> bool {
+        self.version > 0
+    }
+
+    /// Whoever asked for the last change will not ask again.
+    pub(super) fn doubt(&mut self) {
+        let latest = self.contents.len() - 1;
+        let is_told = if self.wanted {
+            self.acknowledged.is_some_and(|it| it.content == latest)
+        } else {
+            self.removal.is_some()
+        };
+        self.is_doubtful |= !is_told;
+    }
+}
+
+/// An acknowledged withdrawal.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Removal {
+    pub(super) revision: Revision,
+    /// Whose list it is not in, if that is known.
+    pub(super) term: Option<usize>,
+    /// The session that it went through.
+    pub(super) session: Option<SessionId>,
+}
+
+/// An acknowledged content.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Acknowledged {
+    pub(super) content: usize,
+    /// The session that it went through.
+    pub(super) session: SessionId,
 }
 
 impl Oracle {
@@ -37,7 +79,10 @@ impl Oracle {
             contents: Vec::new(),
             withdrawn: None,
             wanted: true,
+            version: 0,
+            is_doubtful: false,
             removal: None,
+            acknowledged: None,
         };
         let reg = self.regs.entry(registration.register).or_insert(fresh);
         // An equal publish after a withdrawal is a new content to the oracle, so that the two are told apart.
@@ -47,10 +92,24 @@ impl Oracle {
         (reg.wanted, reg.removal) = (true, None);
     }
 
+    /// A client publishes something that is to stay without it.
+    pub fn published_for_good(
+        &mut self,
+        client: usize,
+        registration: Registration,
+        datum: usize,
+        (payload, version): (Vec<u8>, u64),
+    ) {
+        self.published(client, registration, datum, payload);
+        if let Some(reg) = self.regs.get_mut(&registration.register) {
+            reg.version = version;
+        }
+    }
+
     /// A client withdraws a registration.
     pub fn withdrew(&mut self, register: RegisterId) {
         let Some(reg) = self.regs.get_mut(&register) else { return };
-        reg.wanted = false;
+        (reg.wanted, reg.acknowledged) = (false, None);
         reg.withdrawn = Some(reg.contents.len() - 1);
         let (client, datum) = (reg.client, reg.datum);
         self.say(Some(datum), || format!("client {client} unpublishes {}", short(register)));
@@ -61,8 +120,12 @@ impl Oracle {
         self.say(None, || format!("client {client} leaves"));
         self.gone.insert(client);
         for reg in self.regs.values_mut().filter(|reg| reg.client == client) {
-            reg.wanted = false;
-            reg.withdrawn = Some(reg.contents.len() - 1);
+            if reg.is_persistent() {
+                reg.doubt();
+            } else {
+                reg.wanted = false;
+                reg.withdrawn = Some(reg.contents.len() - 1);
+            }
         }
         self.views.retain(|(viewer, _), _| *viewer != client);
     }
@@ -70,7 +133,11 @@ impl Oracle {
     /// A client will not come back under this identity.
     pub fn client_crashed(&mut self, client: usize) {
         for reg in self.regs.values_mut().filter(|reg| reg.client == client) {
-            reg.wanted = false;
+            if reg.is_persistent() {
+                reg.doubt();
+            } else {
+                reg.wanted = false;
+            }
         }
     }
 

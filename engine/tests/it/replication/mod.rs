@@ -1,6 +1,10 @@
 //! A slot on several nodes: what a leader tells its followers, and what becomes of it when the leader changes.
 
 mod copies;
+mod disk;
+#[cfg(feature = "planted-faults")]
+mod faults;
+mod model;
 mod states;
 mod turns;
 

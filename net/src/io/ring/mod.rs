@@ -150,6 +150,20 @@ pub enum Event<'a> {
     Closed { conn: ConnId, reason: CloseReason },
 }
 
+impl Event<'_> {
+    /// The connection that it is about.
+    #[must_use]
+    pub fn conn(&self) -> ConnId {
+        match self {
+            Event::Accepted { conn, .. }
+            | Event::Connected { conn }
+            | Event::Received { conn, .. }
+            | Event::Writable { conn }
+            | Event::Closed { conn, .. } => *conn,
+        }
+    }
+}
+
 /// Why a connection ended; the first cause wins.
 #[derive(Copy, Clone, Eq, PartialEq, Debug)]
 pub enum CloseReason {
