@@ -25,7 +25,10 @@ use bench::{
 use clap::{Parser, Subcommand};
 use comfy_table::{CellAlignment, Table, presets};
 use indicatif::{ProgressBar, ProgressStyle};
-use slotcast_net::config::Config;
+use slotcast_net::{allocator::Allocator, config::Config};
+
+#[global_allocator]
+static ALLOCATOR: Allocator = Allocator;
 
 #[derive(Parser)]
 #[command(about = "Measures Slotcast")]
@@ -319,6 +322,9 @@ fn measure_capacity(
             bar.reset();
             bar.set_length(all);
             bar.set_message(phase.clone());
+            if bar.is_hidden() {
+                eprintln!("{phase}");
+            }
         }
         bar.set_position(done);
     });

@@ -33,6 +33,11 @@ pub fn huge_pages() -> String {
     chosen.map_or_else(|| "unknown".into(), |(chosen, _)| chosen.into())
 }
 
+/// What the environment tells the allocator, such as `thp:always`; empty if nothing.
+pub fn allocator_settings() -> String {
+    std::env::var("_RJEM_MALLOC_CONF").unwrap_or_default()
+}
+
 fn field(text: &str, name: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix(name))?;
     Some(line.split_whitespace().next()?.parse::<u64>().ok()? * 1024)

@@ -12,10 +12,20 @@ use crate::{
     record::Record,
 };
 
-/// What a segment is smaller than a power of two, so that it fits one together with what the allocator adds to it.
+/// What a segment is smaller than a power of two, so that it fits one together with what an allocator may add to it.
 const SEGMENT_MARGIN: usize = 2 * ALIGNMENT;
-/// A new segment has this part of the memory that the arena has, as far as it may.
-const SEGMENT_PART: usize = 16;
+/// A new segment has this part of the memory that the arena has, as far as it may...
+const SEGMENT_PART: usize = 64;
+/// ... but while it is smaller than this, for then its end, where no record fits any more, is worth more, ...
+const SEGMENT_BYTES_SMALL: usize = 32 * 1024;
+/// ... it has this part.
+const SEGMENT_PART_SMALL: usize = 16;
+/// Where a record says what kind of record it is, and what it says in an arena once it is dead.
+const KIND_AT: usize = 4;
+const KIND_DEAD: u8 = 0;
+
+/// Segments of an arena at most.
+const SEGMENTS_MAX: usize = u16::MAX as usize;
 
 /// Where a record lies: 4 bytes, for there is one per publisher.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -28,6 +38,19 @@ pub struct Location {
 const _: () = assert!(SEGMENT_BYTES_MAX / ALIGNMENT <= 1 << 16, "a location reaches all of a segment");
 
 impl Location {
+    /// The first of the numbers that are no location's.
+    pub(crate) const NOWHERE: u32 = (SEGMENTS_MAX as u32) << 16;
+
+    /// As a number below [`Location::NOWHERE`].
+    pub(crate) fn to_bits(self) -> u32 {
+        u32::from(self.segment) << 16 | u32::from(self.step)
+    }
+
+    /// The location of this number.
+    pub(crate) fn from_bits(bits: u32) -> Self {
+        Self { segment: (bits >> 16) as u16, step: bits as u16 }
+    }
+
     fn new(segment: u32, offset: usize) -> Self {
         debug_assert!(offset.is_multiple_of(ALIGNMENT) && offset < SEGMENT_BYTES_MAX);
         Self { segment: segment as u16, step: (offset / ALIGNMENT) as u16 }
@@ -76,6 +99,16 @@ pub struct Arena {
     spare: Vec<AlignedVec>,
     spare_bytes: usize,
     reserve_bytes: usize,
+    /// Bytes of records that are about to come: segments are as large as if they were here.
+    expected: usize,
+}
+
+/// What lies at a place of a segment.
+pub(crate) enum Found<'a> {
+    /// A record that is current.
+    Live(Location, Record<'a>),
+    /// One that is not, of so many bytes.
+    Dead(usize),
 }
 
 /// A segment that takes no more records.
@@ -122,15 +155,15 @@ impl Arena {
     /// The record at `at`.
     pub fn get(&self, at: Location) -> Record<'_> {
         let bytes = &self.segment(at.segment()).bytes[at.offset()..];
-        let len = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]) as usize;
-        Record::trusted(&bytes[..len])
+        Record::trusted(&bytes[..length(bytes)])
     }
 
-    /// Counts the record at `at` as dead and frees its segment if it was the last live one there.
+    /// Marks and counts the record at `at` as dead and frees its segment if it was the last live one there.
     pub fn release(&mut self, at: Location) {
         let len = self.get(at).bytes().len();
         self.dead += len;
         let segment = self.segment_mut(at.segment());
+        segment.bytes[at.offset() + KIND_AT] = KIND_DEAD;
         segment.dead += len;
         assert!(segment.dead <= segment.bytes.len(), "a record is released once");
         if segment.dead == segment.bytes.len() {
@@ -170,9 +203,14 @@ impl Arena {
         self.spare.sort_by_key(AlignedVec::capacity);
     }
 
+    /// Hears that records of so many bytes in all will be held, so that their segments need not begin small. It takes nothing.
+    pub(crate) fn expect(&mut self, bytes: usize) {
+        self.expected = bytes;
+    }
+
     /// Whether it has as many segments as can be told apart, 64 GiB of them.
     pub fn is_full(&self) -> bool {
-        self.vacant.is_empty() && self.segments.len() > usize::from(u16::MAX)
+        self.vacant.is_empty() && self.segments.len() >= SEGMENTS_MAX
     }
 
     /// Bytes by kind.
@@ -198,15 +236,19 @@ impl Arena {
         })
     }
 
-    /// The record that starts at `offset` in a segment, with its location; `None` at the segment's end or when the
-    /// segment is gone, also if another one has its number by now.
-    pub(crate) fn record_at(&self, segment: u32, born: u64, offset: u32) -> Option<(Location, Record<'_>)> {
+    /// What starts at `offset` in a segment; `None` at the segment's end or when the segment is gone, also if another one
+    /// has its number by now.
+    pub(crate) fn found_at(&self, segment: u32, born: u64, offset: u32) -> Option<Found<'_>> {
         let held = self.segments.get(segment as usize)?.as_ref()?;
         if held.born != born || offset as usize >= held.bytes.len() {
             return None;
         }
+        let bytes = &held.bytes[offset as usize..];
+        if bytes[KIND_AT] == KIND_DEAD {
+            return Some(Found::Dead(length(bytes)));
+        }
         let at = Location::new(segment, offset as usize);
-        Some((at, self.get(at)))
+        Some(Found::Live(at, self.get(at)))
     }
 
     fn open_segment(&mut self, needed: usize) -> u32 {
@@ -217,7 +259,9 @@ impl Arena {
                 spare
             }
             None => {
-                let part = (self.capacity / SEGMENT_PART).clamp(SEGMENT_BYTES_MIN, SEGMENT_BYTES_MAX);
+                let held = self.capacity.max(self.expected);
+                let part = (held / SEGMENT_PART).max((held / SEGMENT_PART_SMALL).min(SEGMENT_BYTES_SMALL));
+                let part = part.clamp(SEGMENT_BYTES_MIN, SEGMENT_BYTES_MAX);
                 let size = (1usize << part.ilog2()).max((needed + SEGMENT_MARGIN).next_power_of_two());
                 let capacity = size - SEGMENT_MARGIN;
                 assert!(needed <= capacity && size <= SEGMENT_BYTES_MAX);
@@ -267,6 +311,11 @@ impl Segment {
     fn room(&self) -> usize {
         self.capacity - self.bytes.len()
     }
+}
+
+/// The length that a record begins with.
+fn length(record: &[u8]) -> usize {
+    u32::from_le_bytes([record[0], record[1], record[2], record[3]]) as usize
 }
 
 #[cfg(test)]
@@ -344,6 +393,41 @@ mod tests {
             arena.append(Record::read(&bytes).unwrap());
         }
         assert!(arena.bytes().live > reserved.free, "it is no bound");
+    }
+
+    #[test]
+    fn a_walk_over_a_segment_tells_the_living_from_the_dead() {
+        let mut arena = Arena::default();
+        let records: Vec<Vec<u8>> = (0..9).map(|i| record(i, i as usize * 40)).collect();
+        let places: Vec<Location> =
+            records.iter().map(|bytes| arena.append(Record::read(bytes).unwrap())).collect();
+        places.iter().skip(1).step_by(2).for_each(|place| arena.release(*place));
+        let (mut offset, born) = (0, arena.opened);
+        for (number, (bytes, place)) in records.iter().zip(&places).enumerate() {
+            match arena.found_at(0, born, offset) {
+                Some(Found::Live(at, record)) => {
+                    assert!(number % 2 == 0 && at == *place && record.bytes() == &bytes[..]);
+                }
+                Some(Found::Dead(len)) => assert!(number % 2 == 1 && len == bytes.len()),
+                None => panic!("record {number} is missing"),
+            }
+            offset += bytes.len() as u32;
+        }
+        assert!(arena.found_at(0, born, offset).is_none() && arena.found_at(0, born + 1, 0).is_none());
+    }
+
+    #[test]
+    fn what_is_expected_is_not_taken_before_it_comes() {
+        let (mut small, mut large) = (Arena::default(), Arena::default());
+        large.expect(SEGMENT_BYTES_MAX);
+        let bytes = record(1, 300);
+        for _ in 0..50 {
+            assert_eq!(large.bytes().live, small.bytes().live);
+            assert!(large.bytes().free <= SEGMENT_BYTES_SMALL);
+            small.append(Record::read(&bytes).unwrap());
+            large.append(Record::read(&bytes).unwrap());
+        }
+        assert!(large.segments.len() < small.segments.len(), "fewer and larger segments");
     }
 
     #[test]

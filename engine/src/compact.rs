@@ -4,7 +4,11 @@
 //! What to do ([`choose`]) is decided apart from doing it ([`Compaction::step`]), and every step is bounded by records and
 //! by bytes. When steps are taken is decided by the shard, from [`CompactionSettings`].
 
-use crate::{arena::Arena, id::Nanos, slot::Slot};
+use crate::{
+    arena::{Arena, Found},
+    id::Nanos,
+    slot::{Movable, Slot},
+};
 
 /// When compaction works, and how much at once. All of it may be changed while it runs.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -58,6 +62,9 @@ pub struct CompactionStats {
     pub history_dropped: u64,
 }
 
+/// Records that are looked up together: what one look-up waits for in memory, the others wait for at the same time.
+const TOGETHER: usize = 32;
+
 /// An emptying of one segment that is under way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Compaction {
@@ -94,18 +101,28 @@ pub fn choose(arena: &Arena, utilization_min: f64) -> Option<Compaction> {
 impl Compaction {
     /// Walks on for at most `records` records and about `bytes` bytes, and moves what is live.
     pub fn step(&mut self, slot: &mut Slot, records: usize, bytes: usize) -> Walked {
-        let mut walked = Walked::default();
-        while walked.bytes < bytes && walked.records < records {
-            let Some((at, record)) = slot.arena.record_at(self.segment, self.born, self.offset) else {
-                return Walked { done: true, ..walked };
-            };
-            let (len, datum, register) = (record.bytes().len(), record.datum(), record.register());
-            walked.moved += usize::from(slot.relocate(at, datum, register));
-            self.offset += len as u32;
-            walked.bytes += len;
-            walked.records += 1;
+        let (mut walked, mut movable) = (Walked::default(), Vec::with_capacity(TOGETHER));
+        loop {
+            movable.clear();
+            while movable.len() < TOGETHER && walked.bytes < bytes && walked.records < records {
+                let len = match slot.arena.found_at(self.segment, self.born, self.offset) {
+                    Some(Found::Live(from, record)) => {
+                        movable.push(Movable { from, datum: record.datum(), register: record.register() });
+                        record.bytes().len()
+                    }
+                    Some(Found::Dead(len)) => len,
+                    None => break,
+                };
+                self.offset += len as u32;
+                walked.bytes += len;
+                walked.records += 1;
+            }
+            if movable.is_empty() {
+                break;
+            }
+            walked.moved += slot.relocate(&movable);
         }
-        walked.done = slot.arena.record_at(self.segment, self.born, self.offset).is_none();
+        walked.done = slot.arena.found_at(self.segment, self.born, self.offset).is_none();
         walked
     }
 }

@@ -280,6 +280,21 @@ impl Layout {
         self.epoch + 1
     }
 
+    /// The slots of a shard that have a snapshot. Refused when the node leads one of them no more.
+    pub fn snapshots(&self, config: &RecoverConfig) -> Result<Vec<SlotId>, RecoverError> {
+        if let Some(slot) = self.snapshots.keys().find(|slot| !config.slots.contains(&slot.0)) {
+            let what = format!("slot {} led by this node, which leads it no more", slot.0);
+            return Err(RecoverError::Settings { file: snapshot::file(*slot), what });
+        }
+        let mine = |slot: &SlotId| slot.shard(config.shards) == config.shard;
+        Ok(self.snapshots.keys().copied().filter(mine).collect())
+    }
+
+    /// Tells `files` that the snapshot of a slot is read next.
+    pub fn soon(&self, files: &mut dyn Files, slot: SlotId) {
+        files.soon(&snapshot::file(slot));
+    }
+
     /// Bytes that recovery will read, counted once.
     pub fn bytes(&self) -> u64 {
         let journals = self.streams.values().flat_map(|stream| &stream.segments);
@@ -483,6 +498,23 @@ struct Loading {
     needs: Option<SegmentId>,
 }
 
+/// Slots as their snapshots have them, before the journals are read.
+#[derive(Default)]
+pub struct Loaded {
+    slots: BTreeMap<SlotId, Loading>,
+    report: Report,
+}
+
+impl Loaded {
+    /// Takes over what somebody else has loaded.
+    pub fn join(&mut self, other: Loaded) {
+        self.slots.extend(other.slots);
+        self.report.snapshots += other.report.snapshots;
+        self.report.entries += other.report.entries;
+        self.report.bytes += other.report.bytes;
+    }
+}
+
 /// Reads everything of one shard's slots. `progress` hears of bytes as they are read.
 pub fn recover(
     layout: &Layout,
@@ -505,8 +537,8 @@ pub fn recover_clustered(
 }
 
 /// Where leader epochs come from.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Epochs {
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Epochs {
     /// Each run opens its own, which its journal reserves.
     OfTheRun,
     /// A slot table.
@@ -520,31 +552,49 @@ fn recover_slots(
     epochs: Epochs,
     progress: &mut dyn FnMut(u64),
 ) -> Result<Recovered, RecoverError> {
-    assert!(config.epoch > layout.epoch, "an epoch that no run here has opened");
-    let mut report = Report::default();
-    let mut slots: BTreeMap<SlotId, Loading> = BTreeMap::new();
-    let mut snapshots_at = BTreeMap::new();
-    let mine = |slot: &SlotId| slot.shard(config.shards) == config.shard;
-    let mut coming = layout.snapshots.keys().copied().filter(mine).skip(1);
-    for (slot, bytes) in &layout.snapshots {
-        let file = snapshot::file(*slot);
-        if !config.slots.contains(&slot.0) {
-            let what = format!("slot {} led by this node, which leads it no more", slot.0);
-            return Err(RecoverError::Settings { file, what });
+    let mut loaded = Loaded::default();
+    let snapshots = layout.snapshots(config)?;
+    for (at, slot) in snapshots.iter().enumerate() {
+        if let Some(next) = snapshots.get(at + 1) {
+            layout.soon(files, *next);
         }
-        if !mine(slot) {
-            continue;
-        }
-        if let Some(next) = coming.next() {
-            files.soon(&snapshot::file(next));
-        }
-        let loading = read_snapshot(files, config, *slot, *bytes, &mut report)?;
-        snapshots_at.insert(*slot, loading.revision);
-        slots.insert(*slot, loading);
-        progress(*bytes);
+        load(layout, files, config, *slot, &mut loaded, progress)?;
     }
+    finish(layout, files, (config, epochs), loaded, progress)
+}
+
+/// The first half of a recovery for one of [`Layout::snapshots`]: reads it into `loaded`. Each may be read by somebody else.
+pub fn load(
+    layout: &Layout,
+    files: &mut dyn Files,
+    config: &RecoverConfig,
+    slot: SlotId,
+    loaded: &mut Loaded,
+    progress: &mut dyn FnMut(u64),
+) -> Result<(), RecoverError> {
+    let bytes = layout.snapshots.get(&slot).copied().unwrap_or(0);
+    let loading = read_snapshot(files, config, slot, bytes, &mut loaded.report)?;
+    files.turn_to(Work::Rest);
+    loaded.slots.insert(slot, loading);
+    progress(bytes);
+    Ok(())
+}
+
+/// The second half: reads the journals, once all snapshots of the shard are loaded.
+pub fn finish(
+    layout: &Layout,
+    files: &mut dyn Files,
+    (config, epochs): (&RecoverConfig, Epochs),
+    loaded: Loaded,
+    progress: &mut dyn FnMut(u64),
+) -> Result<Recovered, RecoverError> {
+    assert!(config.epoch > layout.epoch, "an epoch that no run here has opened");
+    let Loaded { mut slots, mut report } = loaded;
+    let snapshots_at: BTreeMap<SlotId, Revision> =
+        slots.iter().map(|(slot, loading)| (*slot, loading.revision)).collect();
     // What cannot be read whole. Where a slot was let go of behind that, nothing of it is needed.
     let mut broken = Broken::default();
+    let mine = |slot: &SlotId| slot.shard(config.shards) == config.shard;
     let is_missed = |slot: &SlotId| mine(slot) && !layout.snapshots.contains_key(slot);
     let missed = |slot: SlotId, what| RecoverError::Missing { file: snapshot::file(slot), what };
     let mut stale = BTreeSet::new();

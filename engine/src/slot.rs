@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 use hashbrown::HashTable;
 
 use crate::{
-    arena::{Arena, ArenaBytes, Location},
+    arena::{Arena, ArenaBytes},
     batch::{Change, ChangeKind, Durability, Entry, OpenBatch, write_change},
     change_log::{ChangeLog, ChangeLogLimits, Position},
     digest::{Digest, fingerprint},
@@ -42,6 +42,8 @@ mod owned;
 
 mod publication;
 
+mod relocate;
+
 mod restore;
 
 use chunks::Chunks;
@@ -51,6 +53,7 @@ pub use insight::{DatumView, display_name};
 pub use lineage::FORKS_MAX;
 use lineage::Lineage;
 use publication::{NIL, Place, Publication};
+pub(crate) use relocate::Movable;
 pub use restore::ScanCursor;
 
 /// A data id with its publishers.
@@ -274,7 +277,7 @@ impl Slot {
         let found = self.find_in(datum, change.register);
         if let Some(index) = found {
             let known = self.publication(index).version();
-            if matches!(self.publication(index).place, Place::Live(_)) {
+            if matches!(self.publication(index).place(), Place::Live(_)) {
                 let stored = self.record(index);
                 if self.publication(index).is_persistent() != change.is_persistent() {
                     return Err(Refusal::DurabilityMismatch);
@@ -323,7 +326,7 @@ impl Slot {
         // What is not known leaves a tombstone all the same: a session that has not been heard yet may still hold it.
         if let Some(index) = self.find_in(datum, change.register) {
             let publication = self.publication(index);
-            if matches!(publication.place, Place::Live(_)) {
+            if matches!(publication.place(), Place::Live(_)) {
                 if publication.is_persistent() != change.is_persistent() {
                     return Err(Refusal::DurabilityMismatch);
                 }
@@ -372,7 +375,7 @@ impl Slot {
             let Some(index) = self.find(tombstone.datum, tombstone.register) else { continue };
             let publication = self.publication(index);
             let same = publication.version() == tombstone.version;
-            if same && matches!(publication.place, Place::Tombstone) {
+            if same && matches!(publication.place(), Place::Tombstone) {
                 let forget = Change {
                     kind: ChangeKind::Forget,
                     durability: Durability::Ephemeral,
@@ -459,13 +462,13 @@ impl Slot {
     pub fn get(&self, datum: DatumKey, register: RegisterId) -> Option<(Record<'_>, SessionId)> {
         let index = self.find(datum, register)?;
         let publication = self.publication(index);
-        matches!(publication.place, Place::Live(_)).then(|| (self.record(index), publication.owner))
+        matches!(publication.place(), Place::Live(_)).then(|| (self.record(index), publication.owner))
     }
 
     /// Version of a registration, and whether it is live rather than a tombstone.
     pub fn version(&self, datum: DatumKey, register: RegisterId) -> Option<(Version, bool)> {
         let publication = self.publication(self.find(datum, register)?);
-        Some((publication.version(), matches!(publication.place, Place::Live(_))))
+        Some((publication.version(), matches!(publication.place(), Place::Live(_))))
     }
 
     /// All live records of a data id with their owners, in no order.
@@ -485,18 +488,6 @@ impl Slot {
     /// Every known data id: canonical name and live publishers.
     pub fn datums(&self) -> impl Iterator<Item = (DatumKey, &[u8], usize)> {
         self.datums.iter().flatten().map(|datum| (datum.key, &*datum.name, datum.publishers as usize))
-    }
-
-    /// Points the registration of `record` to its new place, if the index still holds it at `from`.
-    pub(crate) fn relocate(&mut self, from: Location, datum: DatumKey, register: RegisterId) -> bool {
-        let Some(index) = self.find(datum, register) else { return false };
-        if !matches!(self.publication(index).place, Place::Live(at) if at == from) {
-            return false;
-        }
-        let to = self.arena.append_copy(from);
-        self.publications[index as usize].place = Place::Live(to);
-        self.arena.release(from);
-        true
     }
 
     fn write(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
@@ -534,7 +525,7 @@ impl Slot {
             (ChangeKind::Forget, _) => {
                 let Some(index) = self.find(change.datum, change.register) else { return };
                 let publication = *self.publication(index);
-                if matches!(publication.place, Place::Tombstone) {
+                if matches!(publication.place(), Place::Tombstone) {
                     self.vacate(index);
                     let datum = self.datum_mut(publication.datum);
                     datum.tombstones -= 1;
@@ -562,7 +553,7 @@ impl Slot {
         let (index, before) = match found {
             Some(index) => {
                 let before = self.content_of(index);
-                match self.publication(index).place {
+                match self.publication(index).place() {
                     Place::Live(from) => {
                         self.leave_digest(index);
                         self.datum_mut(datum).bytes -= self.arena.get(from).bytes().len();
@@ -586,7 +577,7 @@ impl Slot {
         publication.attach = change.version.attach;
         publication.owner = change.owner;
         publication.datum = datum;
-        publication.place = Place::Live(to);
+        publication.set_place(Place::Live(to));
         let checksum = record.checksum();
         self.enter(change.owner, fingerprint(change.datum, change.register, change.version, checksum));
         self.datum_mut(datum).bytes += record.bytes().len();
@@ -599,7 +590,7 @@ impl Slot {
         let found = self.find_in(datum, change.register);
         let index = found.unwrap_or_else(|| self.occupy(change.register, datum));
         let before = self.content_of(index);
-        match self.publication(index).place {
+        match self.publication(index).place() {
             Place::Live(at) => {
                 self.leave_digest(index);
                 self.unlink(index);
@@ -612,7 +603,8 @@ impl Slot {
             Place::Tombstone => {}
         }
         let entry = &mut self.publications[index as usize];
-        (entry.place, entry.owner) = (Place::Tombstone, change.owner);
+        entry.set_place(Place::Tombstone);
+        entry.owner = change.owner;
         entry.keep(change.register);
         (entry.number, entry.attach) = (change.version.number, change.version.attach);
         self.tombstones.push_back(Tombstone {
@@ -655,7 +647,7 @@ impl Slot {
 
     fn content_of(&self, index: u32) -> Option<(u64, SessionId)> {
         let publication = self.publication(index);
-        match publication.place {
+        match publication.place() {
             Place::Live(at) => Some((self.arena.get(at).checksum(), publication.owner)),
             Place::Tombstone | Place::Vacant => None,
         }
@@ -663,12 +655,12 @@ impl Slot {
 
     fn live(&self) -> impl Iterator<Item = (u32, &Publication)> {
         self.publications.iter().enumerate().filter_map(|(index, publication)| {
-            matches!(publication.place, Place::Live(_)).then_some((index as u32, publication))
+            matches!(publication.place(), Place::Live(_)).then_some((index as u32, publication))
         })
     }
 
     fn record(&self, index: u32) -> Record<'_> {
-        match self.publication(index).place {
+        match self.publication(index).place() {
             Place::Live(at) => self.arena.get(at),
             Place::Tombstone | Place::Vacant => unreachable!("only live registrations have records"),
         }
@@ -722,7 +714,8 @@ impl Slot {
         }
         let vacant = self.publications_vacant;
         let entry = &mut self.publications[index as usize];
-        (entry.place, entry.after) = (Place::Vacant, vacant);
+        entry.set_place(Place::Vacant);
+        entry.after = vacant;
         self.publications_vacant = index;
     }
 

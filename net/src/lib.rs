@@ -33,5 +33,6 @@ pub mod process;
 
 pub mod local;
 
+pub mod allocator;
 pub mod ctl;
 pub mod provenance;

@@ -157,6 +157,7 @@ pub fn json(spec: &CapacitySpec, found: &Capacity) -> Value {
         "slot_count": spec.shard.slot_count,
         "change_log_entries": spec.shard.change_log.entries_max,
         "huge_pages": memory::huge_pages(),
+        "allocator_settings": memory::allocator_settings(),
         "rss_bytes": { "baseline": found.baseline.bytes },
         "bytes_per_publisher_beyond_payload": found.overhead(spec),
         "compared": found.compared,

@@ -87,7 +87,7 @@ impl RestartSpec {
     }
 }
 
-/// How the start went. Times in seconds since the process began, or of the slower shard where a part is named.
+/// How the start went. Times in seconds since the process began, or of the slowest thread where a part is named.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Started {
     /// Listing the directory, locking it, reading the heads of its files.
@@ -120,6 +120,8 @@ pub struct Started {
     pub batches: u64,
     /// Resident memory when it served.
     pub rss: u64,
+    /// The part in huge pages.
+    pub huge: u64,
     /// Publishers whose bytes were compared with what was published, after the clock had stopped.
     pub compared: u64,
 }

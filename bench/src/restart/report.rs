@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use slotcast_net::provenance;
 
 use super::{Restart, RestartSpec};
+use crate::memory;
 
 /// Whether the start took no longer than it may; bounds are for ten million publishers and grow with them.
 pub fn is_kept(spec: &RestartSpec, found: &Restart) -> bool {
@@ -21,7 +22,7 @@ pub fn table(found: &Restart) -> Table {
     let started = &found.started;
     let mut table = Table::new();
     table.load_style(presets::ASCII_MARKDOWN);
-    table.set_header(["phase", "s, slower shard", "share"]);
+    table.set_header(["phase", "s, slowest thread", "share"]);
     let mut row = |name: &str, seconds: f64| {
         table.add_row([
             name.to_string(),
@@ -67,6 +68,9 @@ pub fn json(spec: &RestartSpec, found: &Restart) -> Value {
         "bound_s": bound_s(spec),
         "start": started,
         "rss_bytes": { "data": started.rss },
+        "huge_pages": memory::huge_pages(),
+        "huge_pages_bytes": started.huge,
+        "allocator_settings": memory::allocator_settings(),
         "command": provenance::command(),
         "commit": provenance::commit(),
         "machine": provenance::machine(),

@@ -56,6 +56,7 @@ pub fn run(spec: &RestartSpec, folder: &Path) -> anyhow::Result<Started> {
         times.read + times.checksum + times.validate + times.apply + times.tail + times.rest
     };
     let sum = |of: &dyn Fn(&slotcast_engine::recover::Report) -> u64| reports.iter().map(of).sum();
+    let held = resident();
     let mut started = Started {
         open: (read - opened.times.iter().map(whole).max().unwrap_or(0) as f64 / 1e9).max(0.0),
         read: slower(|it| it.read),
@@ -71,7 +72,8 @@ pub fn run(spec: &RestartSpec, folder: &Path) -> anyhow::Result<Started> {
         bytes: sum(&|it| it.bytes),
         entries: sum(&|it| it.entries),
         batches: sum(&|it| it.batches),
-        rss: resident().bytes,
+        rss: held.bytes,
+        huge: held.huge,
         compared: 0,
     };
     for (number, serving) in (0..).zip(&shards) {

@@ -4,13 +4,17 @@ use rkyv::util::AlignedVec;
 
 use super::{Files, Loading, RecoverConfig, RecoverError, Report, Segment, Stream, Work, damaged, validate};
 use crate::{
-    batch::entries,
+    batch::{Entry, entries},
     block::{BlockError, BlockHead, BlockKind, HEADER_BYTES},
     disk_op::SECTOR_BYTES,
     id::{Revision, SlotId},
     journal::{Frame, SegmentHead, SegmentId, frames},
     snapshot::{self, SnapshotHead},
 };
+
+/// Part of the expected registrations that may turn out not to come, as a divisor. Memory taken for too many stays; for too few
+/// it grows as ever.
+const EXPECTED_MARGIN: usize = 64;
 
 /// A file read block after block, with memory that is used again. Blocks of a file are mostly alike, so as much is read at
 /// once as the block before had.
@@ -28,7 +32,7 @@ pub(super) struct Blocks<'a> {
 
 impl<'a> Blocks<'a> {
     pub(super) fn open(files: &'a mut dyn Files, file: String, bytes: u64) -> Self {
-        Self { files, file, bytes, offset: 0, block: AlignedVec::new(), filled: 0, usual: HEADER_BYTES }
+        Self { files, file, bytes, offset: 0, block: AlignedVec::new(), filled: 0, usual: SECTOR_BYTES }
     }
 
     /// Reads the block at the offset and checks its checksum, without going on. The outer error is the system's.
@@ -152,6 +156,7 @@ fn read_segment(
     end: &mut StreamEnd,
     take: &mut Take<'_>,
 ) -> Result<(), RecoverError> {
+    files.soon(&segment.id.file());
     let mut blocks = Blocks::open(files, segment.id.file(), segment.bytes);
     blocks.offset = segment.block.len as u64;
     let (mut sequence, mut chain) = (segment.block.sequence + 1, segment.block.checksum);
@@ -222,6 +227,34 @@ pub(super) fn read_snapshot_head(
     Ok(head)
 }
 
+/// What the puts of a block take, from which follows about how many there will be.
+#[derive(Default)]
+struct Puts {
+    count: usize,
+    bytes: usize,
+    record_bytes: usize,
+}
+
+impl Puts {
+    fn count(&mut self, entry: Entry<'_>) {
+        if let Some(record) = entry.record() {
+            self.count += 1;
+            self.bytes += entry.bytes().len();
+            self.record_bytes += record.bytes().len();
+        }
+    }
+
+    /// How many are left in a file of which `left` bytes are, and bytes of their records, if this is the first block with any:
+    /// rather too few than too many.
+    fn expected(&self, left: u64, block: &BlockHead) -> Option<(usize, usize)> {
+        let others = block.len - self.bytes.min(block.len);
+        let bytes = (left as usize).saturating_sub(others);
+        let count = bytes.checked_div(self.bytes.checked_div(self.count)?)?;
+        let count = count - count / EXPECTED_MARGIN;
+        Some((count, count * (self.record_bytes / self.count)))
+    }
+}
+
 /// Reads a slot's snapshot.
 pub(super) fn read_snapshot(
     files: &mut dyn Files,
@@ -245,11 +278,18 @@ pub(super) fn read_snapshot(
         match block.kind {
             BlockKind::Entries => {
                 blocks.files.turn_to(Work::Validate);
+                let mut puts = Puts::default();
                 for entry in entries(blocks.content(&block)) {
                     let entry = entry.map_err(|error| blocks.damaged(error))?;
                     validate(config, loading.slot.id(), entry).map_err(|what| blocks.damaged(what))?;
+                    puts.count(entry);
                 }
                 blocks.files.turn_to(Work::Apply);
+                if loading.slot.publishers() == 0
+                    && let Some((publishers, record_bytes)) = puts.expected(bytes - blocks.offset, &block)
+                {
+                    loading.slot.expect(publishers, record_bytes);
+                }
                 for entry in entries(blocks.content(&block)) {
                     let entry = entry.map_err(|error| blocks.damaged(error))?;
                     loading.slot.restore(entry);

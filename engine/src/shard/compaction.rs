@@ -1,7 +1,9 @@
 //! When a shard compacts: rounds over all slots, in bounded steps with pauses between, which may be held and asked for.
 //!
-//! In a round that nobody asked for, pauses are left out while more than a tenth of the arenas' memory is dead: writes come faster than rounds at leisure get
-//! it back, and memory has to stay bounded. Then every turn has a step.
+//! While more than a seventh of the arenas' memory is dead, writes come faster than rounds at leisure get it back, and memory
+//! has to stay bounded. Then a round that nobody asked for hurries: every turn has a step, and only segments are emptied that
+//! give much back for what has to be moved out of them. What a byte won costs grows without bound towards full segments, so
+//! hurrying through those would get back less than leaving them to become emptier.
 //!
 //! Nothing that reads stands in the way. A reader that is behind is answered from the index when the history no longer
 //! reaches it; bytes that are being sent are copies; a snapshot scans the index, not the arena.
@@ -21,8 +23,10 @@ pub(super) struct Compactor {
     round: Option<Round>,
     paused: bool,
     off_peak: bool,
-    /// More of the arenas is dead than should be.
+    /// More of the arenas is dead than should be, and there is something to win in a hurry.
     crowded: bool,
+    /// Dead bytes up to which hurrying has been found to win nothing.
+    fruitless: usize,
     /// Dead bytes that the last round left.
     dead_left: usize,
     /// A round was asked for that has not begun.
@@ -32,7 +36,11 @@ pub(super) struct Compactor {
 }
 
 /// Share of dead bytes in the arenas, as a divisor, above which there are no pauses.
-const CROWDED_PART: usize = 10;
+const CROWDED_PART: usize = 7;
+/// While there are none, a segment is emptied when the share of live bytes in it is below this, if it would be at leisure.
+const HURRIED_UTILIZATION: f64 = 0.75;
+/// Where hurrying won nothing, it is tried again when the dead bytes have grown by this part of the arenas.
+const FRUITLESS_PART: usize = 32;
 /// Steps after which that share is looked at again.
 const CROWDED_STEPS: u64 = 16;
 
@@ -187,7 +195,7 @@ impl Shard {
             return false;
         }
         if self.compactor.round.is_none() || self.compactor.stats.steps.is_multiple_of(CROWDED_STEPS) {
-            self.compactor.crowded = self.crowd().1;
+            self.look_at_crowd();
         }
         let compactor = &mut self.compactor;
         let mut round = match compactor.round.take() {
@@ -200,14 +208,19 @@ impl Shard {
         };
         compactor.stats.steps += 1;
         if self.step(&mut round, now) {
-            self.compactor.dead_left = self.crowd().0;
-            let Compactor { settings, stats, asked, due, last_round, crowded, .. } = &mut self.compactor;
-            let again = *asked || *crowded && stats.segments_emptied > round.emptied;
+            let (dead, all) = self.dead();
+            let compactor = &mut self.compactor;
+            let Compactor { settings, stats, asked, due, last_round, crowded, .. } = compactor;
+            let won = stats.segments_emptied > round.emptied;
+            let again = *asked || *crowded && won;
             stats.rounds += 1;
             *last_round = Some(now.since(round.began));
             *due = if again { now } else { now.after(settings.interval) };
+            let fruitless = *crowded && !won;
+            compactor.dead_left = dead;
+            compactor.fruitless = if fruitless { dead + all / FRUITLESS_PART } else { 0 };
         } else {
-            let hurries = self.compactor.crowded && !round.asked;
+            let hurries = self.compactor.hurries(&round);
             self.compactor.round = Some(round);
             let pause = if hurries { 0 } else { self.compactor.settings.sleep_interval };
             self.compactor.due = now.after(pause);
@@ -276,22 +289,27 @@ impl Shard {
     /// Begins the next round, or goes on with the one under way, without a pause where the arenas are crowded with bytes that
     /// have died since the last one.
     pub(super) fn hurry(&mut self, now: Nanos) {
-        let (dead, crowded) = self.crowd();
+        let dead = self.look_at_crowd();
         let compactor = &mut self.compactor;
-        compactor.crowded = crowded;
         let asked = compactor.round.is_some_and(|round| round.asked);
-        if crowded && !asked && dead > compactor.dead_left + compactor.dead_left / 4 {
+        if compactor.crowded && !asked && dead > compactor.dead_left + compactor.dead_left / 4 {
             compactor.due = compactor.due.min(now);
         }
     }
 
-    /// Dead bytes in the arenas, and whether they are more than should be.
-    fn crowd(&self) -> (usize, bool) {
+    /// Decides whether there is reason to hurry. Returns the dead bytes in the arenas.
+    fn look_at_crowd(&mut self) -> usize {
+        let (dead, all) = self.dead();
+        self.compactor.crowded = dead > (all / CROWDED_PART).max(self.compactor.fruitless);
+        dead
+    }
+
+    /// Dead bytes in the arenas, and all.
+    fn dead(&self) -> (usize, usize) {
         let arenas = self.slots.iter().map(|slot| slot.arena.bytes());
-        let (dead, all) = arenas.fold((0, 0), |(dead, all), arena| {
+        arenas.fold((0, 0), |(dead, all), arena| {
             (dead + arena.dead, all + arena.live + arena.dead + arena.free)
-        });
-        (dead, dead > all / CROWDED_PART)
+        })
     }
 
     fn oldest_reader(&self) -> Option<OldestReader> {
@@ -333,7 +351,10 @@ impl Shard {
 
     /// Goes on with one slot: history first, then segments. Returns whether the slot is done.
     fn step_slot(&mut self, round: &mut Round, now: Nanos, records: &mut usize, bytes: &mut usize) -> bool {
-        let utilization_min = self.compactor.utilization_min();
+        let mut utilization_min = self.compactor.utilization_min();
+        if self.compactor.hurries(round) {
+            utilization_min = utilization_min.min(HURRIED_UTILIZATION);
+        }
         let stats = &mut self.compactor.stats;
         let Some(slot) = self.slots.get_mut(round.slot) else { return true };
         let segments = match &mut round.segments {
@@ -397,6 +418,11 @@ impl Shard {
 }
 
 impl Compactor {
+    /// Whether a round goes on without pauses.
+    fn hurries(&self, round: &Round) -> bool {
+        self.crowded && !round.asked
+    }
+
     fn batch_limit(&self) -> usize {
         let settings = &self.settings;
         if self.off_peak { settings.off_peak_batch_limit } else { settings.batch_limit }.max(1)

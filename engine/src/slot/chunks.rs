@@ -2,8 +2,11 @@
 
 use std::ops::{Index, IndexMut};
 
-/// Elements of a piece.
-const CHUNK: usize = 256;
+/// Bytes of a piece, about: as many elements as fit, so that an allocator with pieces of such sizes wastes little.
+const CHUNK_BYTES: usize = 8192;
+
+/// Elements that the first piece begins with.
+const FIRST: usize = 4;
 
 /// See the module.
 pub(super) struct Chunks<T> {
@@ -18,6 +21,11 @@ impl<T> Default for Chunks<T> {
     }
 }
 
+impl<T> Chunks<T> {
+    /// Elements of a piece.
+    const CHUNK: usize = CHUNK_BYTES / size_of::<T>();
+}
+
 impl<T: Copy> Chunks<T> {
     pub(super) fn len(&self) -> usize {
         self.len
@@ -29,24 +37,28 @@ impl<T: Copy> Chunks<T> {
     }
 
     pub(super) fn push(&mut self, element: T) {
-        let at = self.len / CHUNK;
+        let at = self.len / Self::CHUNK;
         if at == self.chunks.len() {
             // The first grows as a vector does: most slots of a small registry never need a second.
-            let first = if at == 0 { 0 } else { CHUNK };
+            let first = if at == 0 { 0 } else { Self::CHUNK };
             self.chunks.push(Vec::with_capacity(first));
         }
-        self.chunks[at].push(element);
+        let chunk = &mut self.chunks[at];
+        if chunk.len() == chunk.capacity() {
+            chunk.reserve_exact(chunk.len().max(FIRST).min(Self::CHUNK - chunk.len()));
+        }
+        chunk.push(element);
         self.len += 1;
     }
 
     /// Takes memory for `elements` in all, and touches it by filling it with `blank`.
     pub(super) fn reserve(&mut self, elements: usize, blank: T) {
-        let chunks = elements.div_ceil(CHUNK);
+        let chunks = elements.div_ceil(Self::CHUNK);
         self.chunks.resize_with(self.chunks.len().max(chunks), Vec::new);
         for chunk in &mut self.chunks {
             let held = chunk.len();
-            chunk.reserve_exact(CHUNK - held);
-            chunk.resize(CHUNK, blank);
+            chunk.reserve_exact(Self::CHUNK - held);
+            chunk.resize(Self::CHUNK, blank);
             chunk.truncate(held);
         }
     }
@@ -59,7 +71,7 @@ impl<T: Copy> Chunks<T> {
     }
 
     pub(super) fn get(&self, index: usize) -> Option<&T> {
-        self.chunks.get(index / CHUNK)?.get(index % CHUNK)
+        self.chunks.get(index / Self::CHUNK)?.get(index % Self::CHUNK)
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &T> {
@@ -71,19 +83,21 @@ impl<T> Index<usize> for Chunks<T> {
     type Output = T;
 
     fn index(&self, index: usize) -> &T {
-        &self.chunks[index / CHUNK][index % CHUNK]
+        &self.chunks[index / Self::CHUNK][index % Self::CHUNK]
     }
 }
 
 impl<T> IndexMut<usize> for Chunks<T> {
     fn index_mut(&mut self, index: usize) -> &mut T {
-        &mut self.chunks[index / CHUNK][index % CHUNK]
+        &mut self.chunks[index / Self::CHUNK][index % Self::CHUNK]
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const CHUNK: usize = Chunks::<usize>::CHUNK;
 
     #[test]
     fn elements_stay_where_they_are_also_beyond_what_was_reserved() {

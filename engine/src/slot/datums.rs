@@ -41,6 +41,10 @@ impl Slot {
                 index
             }
             None => {
+                if self.datums.len() == self.datums.capacity() {
+                    // By a quarter and not to the double: half of what is taken would be empty as often as not.
+                    self.datums.reserve_exact(self.datums.len() / 4 + 4);
+                }
                 self.datums.push(Some(datum));
                 (self.datums.len() - 1) as u32
             }

@@ -209,7 +209,7 @@ impl Slot {
         while let Some(oldest) = self.tombstones.front() {
             let found = self.find(oldest.datum, oldest.register).map(|index| self.publication(index));
             let stands = found.is_some_and(|found| {
-                matches!(found.place, Place::Tombstone) && found.version() == oldest.version
+                matches!(found.place(), Place::Tombstone) && found.version() == oldest.version
             });
             if stands {
                 return;

@@ -47,7 +47,7 @@ impl Slot {
         place: usize,
     ) -> Result<Option<(DatumView<'_>, RegisterId, SessionId, Record<'_>)>, ()> {
         let publication = self.publications.get(place).ok_or(())?;
-        let Place::Live(at) = publication.place else { return Ok(None) };
+        let Place::Live(at) = publication.place() else { return Ok(None) };
         let datum = view(self.datum(publication.datum));
         Ok(Some((datum, publication.register(&self.arena), publication.owner, self.arena.get(at))))
     }

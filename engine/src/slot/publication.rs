@@ -13,11 +13,12 @@ pub(super) const NIL: u32 = u32::MAX;
 /// What may change about a registration, and where its record lies. What the record says is not said again: its register id
 /// is read from there, and only where there is no record, in its place (see [`Publication::register`]).
 #[derive(Clone, Copy)]
-#[repr(Rust, packed(2))]
+#[repr(Rust, packed(4))]
 pub(crate) struct Publication {
     pub(super) number: u64,
     pub(super) owner: SessionId,
-    pub(super) place: Place,
+    /// See [`Publication::place`].
+    at: u32,
     pub(super) attach: u32,
     pub(super) datum: u32,
     /// Neighbours in the list of the data id's live registrations. Without a record they hold the halves of the register
@@ -27,7 +28,12 @@ pub(crate) struct Publication {
     pub(super) after: u32,
 }
 
-const _: () = assert!(size_of::<Publication>() == 38);
+const _: () = assert!(size_of::<Publication>() == 36);
+
+/// What stands where the location of a record would: no record lies in the segment that these would be in.
+const VACANT: u32 = Location::NOWHERE;
+/// See [`VACANT`].
+const TOMBSTONE: u32 = Location::NOWHERE + 1;
 
 /// Where a registration's record is.
 #[derive(Clone, Copy)]
@@ -40,17 +46,28 @@ pub(super) enum Place {
 impl Publication {
     /// A registration that has neither record nor tombstone yet.
     pub(super) fn fresh(register: RegisterId, datum: u32) -> Self {
-        let mut fresh = Self {
-            number: 0,
-            owner: SessionId(0),
-            place: Place::Vacant,
-            attach: 0,
-            datum,
-            before: NIL,
-            after: NIL,
-        };
+        let mut fresh =
+            Self { number: 0, owner: SessionId(0), at: VACANT, attach: 0, datum, before: NIL, after: NIL };
         fresh.keep(register);
         fresh
+    }
+
+    /// Where its record is.
+    pub(super) fn place(&self) -> Place {
+        match self.at {
+            VACANT => Place::Vacant,
+            TOMBSTONE => Place::Tombstone,
+            at => Place::Live(Location::from_bits(at)),
+        }
+    }
+
+    /// See [`Publication::place`].
+    pub(super) fn set_place(&mut self, place: Place) {
+        self.at = match place {
+            Place::Vacant => VACANT,
+            Place::Tombstone => TOMBSTONE,
+            Place::Live(at) => at.to_bits(),
+        };
     }
 
     pub(super) fn is_persistent(&self) -> bool {
@@ -63,7 +80,7 @@ impl Publication {
 
     /// The registration: as the record says, or as it was [kept](Publication::keep) where there is none.
     pub(super) fn register(&self, arena: &Arena) -> RegisterId {
-        match self.place {
+        match self.place() {
             Place::Live(at) => arena.get(at).register(),
             Place::Tombstone | Place::Vacant => {
                 RegisterId(u64::from(self.before) << 32 | u64::from(self.after))

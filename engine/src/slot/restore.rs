@@ -39,7 +39,7 @@ impl Slot {
             }
             let index = cursor.publication as u32;
             let publication = self.publication(index);
-            if !matches!(publication.place, Place::Vacant) {
+            if !matches!(publication.place(), Place::Vacant) {
                 let change = Change {
                     kind: ChangeKind::Put,
                     durability: Durability::of_owner(publication.owner),
@@ -49,7 +49,7 @@ impl Slot {
                     epoch: 0,
                     owner: publication.owner,
                 };
-                match publication.place {
+                match publication.place() {
                     Place::Live(_) => write_put(out, &change, self.record(index)),
                     _ => write_change(out, &Change { kind: ChangeKind::Remove, ..change }),
                 }
@@ -63,12 +63,34 @@ impl Slot {
     /// Applies an entry that was read from a disk. Returns whether its data id is known; a put of one that is not is left
     /// out, as it must be when a later batch removes the data id again.
     pub fn restore(&mut self, entry: Entry<'_>) -> bool {
-        let known = entry.change.kind == ChangeKind::Name || self.knows(entry.change.datum);
-        if known {
-            self.apply(entry, 1);
-            self.touched.clear();
-        }
+        let change = entry.change;
+        let known = match entry.record() {
+            Some(record) => match self.find_datum(change.datum) {
+                Some(datum) => {
+                    let found = self.find_in(datum, change.register);
+                    self.put_at(datum, found, &change, record);
+                    true
+                }
+                None => false,
+            },
+            None => {
+                let known = change.kind == ChangeKind::Name || self.knows(change.datum);
+                if known {
+                    self.apply(entry, 1);
+                }
+                known
+            }
+        };
+        self.touched.clear();
         known
+    }
+
+    /// Hears that about so many registrations are about to be restored, with records of so many bytes in all, so that the index
+    /// need not grow step by step: each step looks every registration up in its record.
+    pub(crate) fn expect(&mut self, publishers: usize, record_bytes: usize) {
+        self.arena.expect(record_bytes);
+        let (seed, publications, arena) = (self.seed, &self.publications, &self.arena);
+        self.publication_index.reserve(publishers, |&index| publications[index as usize].hash(arena, seed));
     }
 
     /// Ends restoring: the slot goes on at `revision`, which no run has used, without history.
@@ -76,6 +98,7 @@ impl Slot {
         debug_assert!(self.open.changes() == 0);
         self.revision = revision;
         self.restart_log();
+        self.arena.expect(0);
         for datum in self.datums.iter_mut().flatten() {
             (datum.last_change, datum.idle_since, datum.latest) = (revision, revision, None);
         }

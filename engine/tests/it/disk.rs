@@ -8,7 +8,9 @@ use slotcast_engine::{
     id::{DataId, DatumKey, Nanos, ReaderId, SessionId},
     journal::JournalConfig,
     memory_disk::MemoryDisk,
-    recover::{Layout, RecoverConfig, RecoverError, Recovered, RecoveredSlot, recover},
+    recover::{
+        Epochs, Layout, Loaded, RecoverConfig, RecoverError, Recovered, RecoveredSlot, finish, load, recover,
+    },
     shard::{Shard, ShardConfig},
     storage::{StorageConfig, StorageState},
 };
@@ -211,6 +213,36 @@ fn journal_files_go_behind_snapshots_and_a_restart_needs_neither_more_nor_less()
     assert_eq!((next.lists(), next.memory.names(".scj").len()), (kept.lists(), 1));
     assert!(next.shard.epoch() > kept.shard.epoch());
     assert_eq!(recovered(&next.memory, 1).expect("a good directory").0, kept.lists());
+}
+
+#[test]
+fn snapshots_may_be_loaded_by_several_and_in_any_order() {
+    let mut kept = Kept::start(MemoryDisk::default(), 16 * 1024, 32 * 1024);
+    for round in 0..40 {
+        kept.fill(round * 100, 10);
+    }
+    let mut memory = kept.memory.clone();
+    let layout = Layout::read(&mut memory, SLOTS, &[]).expect("a good directory");
+    let config = recover_config(0, 1, layout.next_epoch());
+    let snapshots = layout.snapshots(&config).expect("slots that the node leads");
+    assert_eq!(snapshots.len(), memory.names(".scs").len());
+    assert!(snapshots.len() > 2);
+    let mut parts = [Loaded::default(), Loaded::default()];
+    for (at, slot) in snapshots.iter().rev().enumerate() {
+        load(&layout, &mut memory, &config, *slot, &mut parts[at % 2], &mut |_| ()).expect("a good snapshot");
+    }
+    let [mut one, other] = parts;
+    one.join(other);
+    let apart =
+        finish(&layout, &mut memory, (&config, Epochs::OfTheRun), one, &mut |_| ()).expect("a good journal");
+    let (lists, at_once) = recovered(&kept.memory, 1).expect("a good directory");
+    assert_eq!((&apart.report, apart.kept.len()), (&at_once[0].report, at_once[0].kept.len()));
+    let found = apart.slots.values().flat_map(|slot| {
+        let slot = &slot.slot;
+        slot.datums().map(|(datum, ..)| (datum, list_of(slot, datum))).collect::<Vec<_>>()
+    });
+    assert_eq!(found.collect::<BTreeMap<_, _>>(), lists);
+    assert_eq!(lists, kept.lists());
 }
 
 #[test]

@@ -6,6 +6,7 @@ use anyhow::ensure;
 use clap::{Args, Parser, Subcommand};
 use slotcast_engine::limits::SLOTS_DEFAULT;
 use slotcast_net::{
+    allocator::Allocator,
     config::Config,
     ctl::Ctl,
     data::{salvage::salvage_data, storage::check_data},
@@ -13,6 +14,9 @@ use slotcast_net::{
     process::{DataProcess, MetaProcess, SessionProcess, end_with, wait_for_end},
 };
 use tracing_subscriber::EnvFilter;
+
+#[global_allocator]
+static ALLOCATOR: Allocator = Allocator;
 
 /// A service registry that pushes incremental diffs.
 #[derive(Parser)]

@@ -3,7 +3,7 @@
 use std::{
     io::IsTerminal,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
 };
 
 use anyhow::{Context, anyhow};
@@ -16,13 +16,17 @@ use prometheus_client::{
 use serde::{Deserialize, Serialize};
 use slotcast_engine::{
     disk_op::DiskQueue,
+    id::SlotId,
     journal::JournalConfig,
-    recover::{Files, Layout, RecoverConfig, RecoverError, Recovered, recover, recover_clustered},
+    recover::{Epochs, Layout, Loaded, RecoverConfig, RecoverError, Recovered, finish, load, recover},
     shard::ShardConfig,
     storage::{Storage, StorageConfig, StorageState},
 };
 
 use crate::io::disk::{DirectoryFiles, DirectoryLock, LOCK_FILE, WorkTimes};
+
+/// Threads that read snapshots at a start, at most, unless there are more shards.
+const READERS_MAX: usize = 16;
 
 /// Where a data node keeps its slots.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,7 +57,7 @@ pub struct Opened {
     pub epoch: u32,
     /// What each shard found.
     pub shards: Vec<Recovered>,
-    /// How long each shard took for what.
+    /// How long each thread that read it took for what.
     pub times: Vec<WorkTimes>,
 }
 
@@ -71,31 +75,27 @@ impl StorageOptions {
 
     /// Locks the directory and reads every shard of `config` from it.
     pub fn open(&self, config: &ShardConfig) -> anyhow::Result<Opened> {
-        self.open_by(config, recover)
+        self.open_by(config, Epochs::OfTheRun)
     }
 
     /// The same for a member of a cluster: slots stay in the epochs that they were in, and the epoch opened only numbers the
     /// journals of this run.
     pub fn open_clustered(&self, config: &ShardConfig) -> anyhow::Result<Opened> {
-        self.open_by(config, recover_clustered)
+        self.open_by(config, Epochs::OfTheTable)
     }
 
-    fn open_by(&self, config: &ShardConfig, recover: Recover) -> anyhow::Result<Opened> {
+    fn open_by(&self, config: &ShardConfig, epochs: Epochs) -> anyhow::Result<Opened> {
         let lock = DirectoryLock::take(&self.folder)?;
-        let (epoch, shards, times) = read_all(&self.folder, config, recover)
+        let (epoch, shards, times) = read_all(&self.folder, config, epochs)
             .with_context(|| format!("the data directory {} cannot be used", self.folder.display()))?;
         Ok(Opened { lock, epoch, shards, times })
     }
 }
 
-/// How one shard is read.
-type Recover =
-    fn(&Layout, &mut dyn Files, &RecoverConfig, &mut dyn FnMut(u64)) -> Result<Recovered, RecoverError>;
-
 fn read_all(
     folder: &Path,
     config: &ShardConfig,
-    recover: Recover,
+    epochs: Epochs,
 ) -> anyhow::Result<(u32, Vec<Recovered>, Vec<WorkTimes>)> {
     let mut files = DirectoryFiles::new(folder);
     let mut layout = Layout::read(&mut files, config.slot_count, &[LOCK_FILE])?;
@@ -104,7 +104,7 @@ fn read_all(
     let mut queue = DiskQueue::default();
     layout.clean_up(&mut queue);
     files.carry_out(&mut queue)?;
-    let (mut shards, mut times) = read_shards(folder, &layout, config, epoch, recover)?;
+    let (mut shards, mut times) = read_shards(folder, &layout, config, (epoch, epochs))?;
     if layout.is_resharded(config.shards) {
         tracing::info!(shards = config.shards, "the shard count has changed: every slot gets a new snapshot");
         for (shard, recovered) in shards.iter().enumerate() {
@@ -115,9 +115,9 @@ fn read_all(
         files.carry_out(&mut queue)?;
         drop(shards);
         layout = Layout::read(&mut files, config.slot_count, &[LOCK_FILE])?;
-        (shards, times) = read_shards(folder, &layout, config, epoch, recover)?;
+        (shards, times) = read_shards(folder, &layout, config, (epoch, epochs))?;
     }
-    for (recovered, times) in shards.iter().zip(&times) {
+    for recovered in &shards {
         let report = &recovered.report;
         for (file, offset, bytes) in &report.torn {
             tracing::warn!(file, offset, bytes, "a crash tore the end of a journal: it is cut off");
@@ -129,23 +129,29 @@ fn read_all(
             batches = report.batches,
             bytes = report.bytes,
             epoch,
+            "recovered a shard"
+        );
+    }
+    for times in &times {
+        tracing::info!(
             read_ms = times.read / 1_000_000,
             checksum_ms = times.checksum / 1_000_000,
             validate_ms = times.validate / 1_000_000,
             apply_ms = times.apply / 1_000_000,
             tail_ms = times.tail / 1_000_000,
-            "recovered a shard"
+            "what a thread of the recovery did"
         );
     }
     Ok((epoch, shards, times))
 }
 
+/// Reads every shard: first the snapshots, each by whatever thread is free, for the slots have nothing to do with each other;
+/// then the journals, each shard by a thread.
 fn read_shards(
     folder: &Path,
     layout: &Layout,
     config: &ShardConfig,
-    epoch: u32,
-    recover: Recover,
+    (epoch, epochs): (u32, Epochs),
 ) -> anyhow::Result<(Vec<Recovered>, Vec<WorkTimes>)> {
     let bar = if std::io::stderr().is_terminal() && !layout.is_empty() {
         let style = ProgressStyle::with_template("recovering {bar:40} {bytes} of {total_bytes}, {eta} left")?;
@@ -153,22 +159,92 @@ fn read_shards(
     } else {
         ProgressBar::hidden()
     };
-    let bar = Arc::new(bar);
-    let read = |shard: u32| {
-        let config = recover_config(config, shard, epoch);
+    let shards: Vec<RecoverConfig> =
+        (0..config.shards).map(|shard| recover_config(config, shard, epoch)).collect();
+    let (loaded, mut times) = load_all(folder, layout, &shards, &bar)?;
+    let read = |config: &RecoverConfig, loaded| {
         let mut files = DirectoryFiles::new(folder);
-        let recovered = recover(layout, &mut files, &config, &mut |bytes| bar.inc(bytes))?;
+        let recovered = finish(layout, &mut files, (config, epochs), loaded, &mut |bytes| bar.inc(bytes))?;
         Ok((recovered, files.times()))
     };
-    let shards: anyhow::Result<Vec<_>> = std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..config.shards).map(|shard| scope.spawn(move || read(shard))).collect();
-        let shards = threads.into_iter().map(|thread| {
+    let read = &read;
+    let found: anyhow::Result<Vec<_>> = std::thread::scope(|scope| {
+        let parts = shards.iter().zip(loaded);
+        let threads: Vec<_> =
+            parts.map(|(config, loaded)| scope.spawn(move || read(config, loaded))).collect();
+        let found = threads.into_iter().map(|thread| {
             thread.join().map_err(|_| anyhow!("a thread that recovers a shard has panicked"))?
         });
-        shards.collect()
+        found.collect()
     });
     bar.finish_and_clear();
-    Ok(shards?.into_iter().unzip())
+    let (recovered, finished): (Vec<_>, Vec<_>) = found?.into_iter().unzip();
+    times.resize(times.len().max(finished.len()), WorkTimes::default());
+    times.iter_mut().zip(finished).for_each(|(times, finished)| *times += finished);
+    Ok((recovered, times))
+}
+
+/// Loads all snapshots of all shards, and tells how long each thread took for what.
+fn load_all(
+    folder: &Path,
+    layout: &Layout,
+    shards: &[RecoverConfig],
+    bar: &ProgressBar,
+) -> anyhow::Result<(Vec<Loaded>, Vec<WorkTimes>)> {
+    let mut work = Vec::new();
+    for (shard, config) in shards.iter().enumerate() {
+        work.extend(layout.snapshots(config)?.into_iter().map(|slot| (slot, shard)));
+    }
+    work.sort_unstable();
+    let (taken, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
+    let read = || {
+        let mut files = DirectoryFiles::new(folder);
+        let mut loaded: Vec<Loaded> = shards.iter().map(|_| Loaded::default()).collect();
+        let take = |files: &mut DirectoryFiles| {
+            let next = work.get(taken.fetch_add(1, Ordering::Relaxed)).copied();
+            next.into_iter().for_each(|(slot, _)| layout.soon(files, slot));
+            next
+        };
+        let mut coming = take(&mut files);
+        while let Some((slot, shard)) = coming {
+            coming = if failed.load(Ordering::Relaxed) { None } else { take(&mut files) };
+            let (config, into) = (&shards[shard], &mut loaded[shard]);
+            load(layout, &mut files, config, slot, into, &mut |bytes| bar.inc(bytes)).map_err(|error| {
+                failed.store(true, Ordering::Relaxed);
+                (slot, error)
+            })?;
+        }
+        Ok((loaded, files.times()))
+    };
+    let cores = std::thread::available_parallelism().map_or(1, usize::from).min(READERS_MAX);
+    let threads = cores.max(shards.len()).min(work.len().max(1));
+    let read = &read;
+    let found: anyhow::Result<Vec<Result<_, (SlotId, RecoverError)>>> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..threads).map(|_| scope.spawn(read)).collect();
+        let found = threads
+            .into_iter()
+            .map(|thread| thread.join().map_err(|_| anyhow!("a thread that recovers slots has panicked")));
+        found.collect()
+    });
+    let mut all: Vec<Loaded> = shards.iter().map(|_| Loaded::default()).collect();
+    let (mut times, mut first) = (Vec::new(), None);
+    for found in found? {
+        match found {
+            Ok((loaded, spent)) => {
+                all.iter_mut().zip(loaded).for_each(|(all, loaded)| all.join(loaded));
+                times.push(spent);
+            }
+            // All slots before it were taken by somebody, so it does not depend on chance which error is told.
+            Err((slot, error)) if first.as_ref().is_none_or(|(first, _)| slot < *first) => {
+                first = Some((slot, error));
+            }
+            Err(_) => {}
+        }
+    }
+    match first {
+        Some((_, error)) => Err(error.into()),
+        None => Ok((all, times)),
+    }
 }
 
 fn recover_config(config: &ShardConfig, shard: u32, epoch: u32) -> RecoverConfig {

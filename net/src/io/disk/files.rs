@@ -3,6 +3,7 @@
 use std::{
     fs::{File, TryLockError},
     io::{self, Write},
+    ops::AddAssign,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
 };
@@ -14,7 +15,11 @@ use slotcast_engine::{
     recover::{Files, Work},
 };
 
+use super::ahead::Ahead;
 use crate::io::clock;
+
+/// What a file system in memory calls itself.
+const TMPFS: u64 = 0x0102_1994;
 
 /// The file that a running node holds a lock on.
 pub const LOCK_FILE: &str = "lock";
@@ -90,17 +95,33 @@ pub struct WorkTimes {
 pub struct DirectoryFiles {
     folder: PathBuf,
     open: Option<(String, File)>,
-    /// A file that will be read next.
-    ahead: Option<(String, File)>,
+    /// Fetches files before they are read; made with the first that is announced, where that is worth it.
+    ahead: Option<Ahead>,
+    is_memory: bool,
     work: (Work, Nanos),
     times: WorkTimes,
+}
+
+impl AddAssign for WorkTimes {
+    fn add_assign(&mut self, other: Self) {
+        self.read += other.read;
+        self.checksum += other.checksum;
+        self.validate += other.validate;
+        self.apply += other.apply;
+        self.tail += other.tail;
+        self.rest += other.rest;
+    }
 }
 
 impl DirectoryFiles {
     /// The files in `folder`.
     pub fn new(folder: &Path) -> Self {
         let work = (Work::Rest, clock::now());
-        Self { folder: folder.to_path_buf(), open: None, ahead: None, work, times: WorkTimes::default() }
+        // Out of memory, nothing would be fetched while somebody else works: it would be copied once more, that is all.
+        let is_memory =
+            rustix::fs::statfs(folder).is_ok_and(|system| u64::try_from(system.f_type) == Ok(TMPFS));
+        let (folder, times) = (folder.to_path_buf(), WorkTimes::default());
+        Self { folder, open: None, ahead: None, is_memory, work, times }
     }
 
     /// How long each part of what was recovered through it has taken.
@@ -147,9 +168,6 @@ impl DirectoryFiles {
     }
 
     fn file(&mut self, name: &str) -> io::Result<&File> {
-        if let Some(ahead) = self.ahead.take_if(|(ahead, _)| ahead == name) {
-            self.open = Some(ahead);
-        }
         if self.open.as_ref().is_none_or(|(open, _)| open != name) {
             let options = File::options().read(true).clone();
             self.open = Some((name.to_string(), options.open(self.folder.join(name))?));
@@ -171,15 +189,24 @@ impl Files for DirectoryFiles {
     }
 
     fn read(&mut self, file: &str, offset: u64, bytes: &mut [u8]) -> Result<(), String> {
+        if self.ahead.as_mut().is_some_and(|ahead| ahead.read(file, offset, bytes)) {
+            return Ok(());
+        }
         let file = self.file(file).map_err(|error| error.to_string())?;
         file.read_exact_at(bytes, offset).map_err(|error| error.to_string())
     }
 
     fn soon(&mut self, file: &str) {
-        let Ok(opened) = File::open(self.folder.join(file)) else { return };
-        // The kernel fetches it while the file before is worked on. If it does not, reading takes longer, that is all.
-        let _ = rustix::fs::fadvise(&opened, 0, None, rustix::fs::Advice::WillNeed);
-        self.ahead = Some((file.to_string(), opened));
+        if self.is_memory {
+            return;
+        }
+        if self.ahead.is_none() {
+            // Without the thread reading takes longer, that is all.
+            self.ahead = Ahead::start(&self.folder).ok();
+        }
+        if let Some(ahead) = &mut self.ahead {
+            ahead.soon(file);
+        }
     }
 
     fn turn_to(&mut self, work: Work) {

@@ -8,6 +8,7 @@
 //!
 //! Where a file system refuses `O_DIRECT`, files are written through the page cache; that is logged once.
 
+mod ahead;
 mod files;
 
 use std::{
