@@ -294,6 +294,7 @@ impl Shard {
             self.step_down(slot);
         }
         let Some(held) = self.slots.take(slot) else { return };
+        self.forget_compaction(slot);
         let Some(cluster) = &mut self.cluster else { return };
         let revision = held.revision();
         let begun = cluster.following.forget(slot);

@@ -215,6 +215,13 @@ impl Shard {
         true
     }
 
+    /// What a slot number stands for is another slot from now on, or none: what was under way in the one before is given up.
+    pub(super) fn forget_compaction(&mut self, slot: SlotId) {
+        if let Some(round) = self.compactor.round.as_mut().filter(|round| round.slot == slot) {
+            (round.segments, round.segment) = (None, None);
+        }
+    }
+
     /// Where compaction stands. Costs a look at each segment of each slot and at each reader that is behind.
     pub fn compaction_status(&self, now: Nanos) -> CompactionStatus {
         let Compactor { round, paused, off_peak, last_round, stats, .. } = &self.compactor;

@@ -229,6 +229,7 @@ impl Shard {
             storage.replace(slot, to, is_empty, self.now);
             cluster.following.on_disk.entry(slot).or_default().waiting.clear();
         }
+        self.forget_compaction(slot);
         Ok(to)
     }
 

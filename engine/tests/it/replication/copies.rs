@@ -2,6 +2,7 @@
 
 use slotcast_engine::{
     batch::Batch,
+    compact::CompactionSettings,
     error::Refusal,
     id::{DataId, ReplicaId, Revision, SlotId},
     shard::ReplicaLag,
@@ -253,4 +254,46 @@ fn a_follower_that_let_go_of_an_idle_name_is_told_it_again() {
     arrive(&mut leader.shard, &mut follower.shard, REPLICA, leader.now);
     assert_same(&leader.shard, &follower.shard, SLOT);
     assert_eq!(follower.registers(&id), [1]);
+}
+
+#[test]
+fn compaction_forgets_what_it_was_doing_in_a_slot_that_was_replaced() {
+    let settings = CompactionSettings {
+        interval: 0,
+        sleep_interval: 0,
+        batch_limit: 2,
+        utilization_min: 1.0,
+        ..CompactionSettings::default()
+    };
+    for leaves in [false, true] {
+        let (mut leader, mut follower) = pair();
+        follower.shard.set_compaction(settings);
+        let id = data_id("checkout");
+        let sized = |register: u64, number: u64, size: usize| {
+            Frame::of(1).name(&id).put(&id, register, version(number, 1), register, &vec![number as u8; size])
+        };
+        (0..60).for_each(|register| _ = leader.write_ok(1, &sized(register, 1, 150)));
+        (0..60).step_by(2).for_each(|register| _ = leader.write_ok(1, &sized(register, 2, 150)));
+        arrive(&mut leader.shard, &mut follower.shard, REPLICA, leader.now);
+        // A segment is under way, at some offset in it.
+        for _ in 0..100 {
+            if follower.shard.compaction_stats().records_walked < 3 {
+                follower.tick_after(MILLI);
+            }
+        }
+        assert!(follower.shard.compaction_status(follower.now).progress.is_some());
+        (0..60).for_each(|register| _ = leader.write_ok(1, &sized(register, 3, 40)));
+        (0..60).step_by(2).for_each(|register| _ = leader.write_ok(1, &sized(register, 4, 90)));
+        if leaves {
+            follower.shard.leave(SLOT, follower.now);
+            follower.shard.follow(SLOT, 1, follower.now).expect("the same leader");
+        }
+        leader.shard.replica_open(REPLICA, SLOT, 1, Revision::ZERO).expect("it leads");
+        arrive(&mut leader.shard, &mut follower.shard, REPLICA, leader.now);
+        for _ in 0..200 {
+            follower.tick_after(MILLI);
+        }
+        assert_same(&leader.shard, &follower.shard, SLOT);
+        assert_eq!(leader.list(&id), follower.list(&id));
+    }
 }

@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, VecDeque};
 use proptest::prelude::*;
 use slotcast_engine::{
     change_log::ChangeLogLimits,
+    compact::CompactionSettings,
     id::{DataId, ReaderId, ReplicaId, Revision, SessionId, SlotId},
     shard::ShardConfig,
     slot_state::SlotState,
@@ -98,7 +99,7 @@ fn op() -> impl Strategy<Value = Op> {
         24 => (node(), session(), 0..DATA_IDS, 0..REGISTERS, prop::bool::weighted(0.65))
             .prop_map(|(node, session, datum, register, is_put)| Op::Write { node, session, datum, register, is_put }),
         14 => node().prop_map(|node| Op::Turn { node }),
-        16 => (node(), node(), prop::sample::select(vec![1usize, 200, 600, 100_000]))
+        16 => (node(), node(), prop::sample::select(vec![1usize, 200, 3000, 100_000]))
             .prop_map(|(from, to, budget)| Op::Send { from, to, budget }),
         16 => (node(), node(), 1..6usize).prop_map(|(from, to, count)| Op::Arrive { from, to, count }),
         2 => (node(), node()).prop_map(|(from, to)| Op::Cut { from, to }),
@@ -106,7 +107,7 @@ fn op() -> impl Strategy<Value = Op> {
         4 => node().prop_map(|node| Op::Hear { node }),
         1 => (slot(), node()).prop_map(|(slot, node)| Op::Leave { slot, node }),
         6 => (node(), session()).prop_map(|(node, session)| Op::Heartbeat { node, session }),
-        4 => (node(), prop::sample::select(vec![20u64, 900])).prop_map(|(node, millis)| Op::Tick { node, millis }),
+        8 => (node(), prop::sample::select(vec![20u64, 900])).prop_map(|(node, millis)| Op::Tick { node, millis }),
         1 => (node(), session()).prop_map(|(node, session)| Op::Lease { node, session }),
         10 => (0..READERS, 0..DATA_IDS, node()).prop_map(|(reader, datum, node)| Op::Read { reader, datum, node }),
     ]
@@ -148,8 +149,16 @@ fn replica(to: usize) -> ReplicaId {
 }
 
 impl World {
-    fn new(limits: ChangeLogLimits, ring_bytes: usize) -> Self {
-        let shard = ShardConfig { change_log: limits, settle: 200 * MILLI, ..config(SLOTS) };
+    fn new(limits: ChangeLogLimits, ring_bytes: usize, batch_limit: usize) -> Self {
+        let shard =
+            ShardConfig { change_log: limits, settle: 200 * MILLI, compaction_budget: 1500, ..config(SLOTS) };
+        let compaction = CompactionSettings {
+            interval: 0,
+            sleep_interval: 0,
+            batch_limit,
+            utilization_min: 1.0,
+            ..CompactionSettings::default()
+        };
         let mut world = Self {
             nodes: (0..NODES).map(|_| Node::clustered(shard.clone())).collect(),
             heard: vec![BTreeMap::new(); NODES],
@@ -167,6 +176,7 @@ impl World {
         };
         for node in 0..NODES {
             world.nodes[node].shard.set_ring_bytes(ring_bytes, ring_bytes);
+            world.nodes[node].shard.set_compaction(compaction);
             (1..=SESSIONS).for_each(|session| {
                 world.nodes[node].open(session);
                 world.sessions.insert((node, session), session);
@@ -268,7 +278,7 @@ impl World {
         let id = self.ids[datum].clone();
         let number = self.versions.entry((datum, register)).or_insert(0);
         *number += 1;
-        let payload = vec![*number as u8; 1 + (*number as usize * 37) % 200];
+        let payload = vec![*number as u8; 1 + (*number as usize * 737 + register as usize * 311) % 1700];
         let version = version(*number, 1);
         let incarnation = self.sessions[&(node, session)];
         let frame = Frame::of(incarnation);
@@ -447,11 +457,12 @@ proptest! {
     #[test]
     fn a_revision_is_the_same_everywhere_whoever_leads(
         entries_max in prop::sample::select(vec![2usize, 6, 1000]),
-        ring_bytes in prop::sample::select(vec![0usize, 1500, 1 << 20]),
+        ring_bytes in prop::sample::select(vec![0usize, 5000, 1 << 20]),
+        batch_limit in prop::sample::select(vec![1usize, 3, 1000]),
         ops in prop::collection::vec(op(), 1..220),
     ) {
         let limits = ChangeLogLimits { entries_max, age_max: u64::MAX };
-        let mut world = World::new(limits, ring_bytes);
+        let mut world = World::new(limits, ring_bytes, batch_limit);
         ops.into_iter().for_each(|op| world.apply(op));
         world.settle();
         // And once more from there, with every link in step: then batches are enough.
