@@ -660,8 +660,10 @@ pub fn finish(
     broken.first()?;
     files.turn_to(Work::Rest);
     let revision = Revision::open(config.epoch);
+    // Of some, there are but batches whose snapshot was never finished.
     let slots = slots
         .into_iter()
+        .filter(|(_, loading)| epochs == Epochs::OfTheRun || loading.revision > Revision::ZERO)
         .map(|(id, mut loading)| {
             loading.slot.restored(if epochs == Epochs::OfTheRun { revision } else { loading.revision });
             let found = RecoveredSlot {
