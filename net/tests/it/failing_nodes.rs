@@ -129,7 +129,8 @@ impl Cluster {
 
     fn until_ready(&self) {
         for session in &self.sessions {
-            until_metric(session.admin.addr, "session_ready", "", |ready| ready == 1.0);
+            let cores = session.server.metrics.len() as f64;
+            until_metric(session.admin.addr, "session_ready", "", |ready| ready == cores);
             assert_eq!(get(session.admin.addr, "/readyz").0, 200);
         }
     }
@@ -145,7 +146,12 @@ impl Cluster {
     /// Waits until sessions follow a newer table, and are linked to its leaders.
     fn until_newer_table(&self, epoch: u64) {
         for session in &self.sessions {
-            until_metric(session.admin.addr, "session_table_epoch", "", |held| held > epoch as f64);
+            let cores = session.server.metrics.iter();
+            let begin = Instant::now();
+            while cores.clone().any(|core| core.table_epoch.get() as u64 <= epoch) {
+                assert!(begin.elapsed() < PATIENCE, "no table after {epoch}");
+                std::thread::yield_now();
+            }
         }
         self.until_ready();
     }
