@@ -10,7 +10,7 @@ impl Oracle {
     /// Whether it is known what has become of a registration. A slot that only a node could lead which lacks persistent
     /// registrations has lost some.
     fn is_sure(&self, reg: &Reg) -> bool {
-        !reg.is_doubtful && !(reg.is_persistent() && self.is_unclean(reg.datum))
+        !(reg.is_doubtful || reg.is_persistent() && self.is_unclean(reg.datum))
     }
 
     /// Promise 11. `lists` are what the clients hold, `present` the clients that are there.
