@@ -78,6 +78,22 @@ impl Leases {
         self.last_tick = Some(now);
     }
 
+    /// Instead of [`Leases::tick`] where nothing is led: no lease ends, for nobody's registrations are decided on here, and a
+    /// session that is cut off from this node alone is alive for all others. Those with a link go on with a whole lease; those
+    /// without one are forgotten when they are overdue.
+    pub fn rest(&mut self, now: Nanos, is_linked: impl Fn(SessionId) -> bool) {
+        self.last_tick = Some(now);
+        self.held_back = 0;
+        let whole = now.after(self.duration);
+        self.leases.retain(|session, lease| {
+            let is_linked = is_linked(*session);
+            if is_linked {
+                lease.expires = whole;
+            }
+            is_linked || lease.expires > now
+        });
+    }
+
     /// Ends the leases that have run out and returns their sessions.
     pub fn tick(&mut self, now: Nanos) -> Vec<SessionId> {
         let gap = self.last_tick.map_or(0, |last| now.since(last));
@@ -146,6 +162,15 @@ mod tests {
         let mut leases = Leases::new(LEASE);
         (0..sessions).for_each(|session| leases.renew(SessionId(session), at(0)).unwrap());
         leases
+    }
+
+    #[test]
+    fn where_nothing_is_led_nobody_ends() {
+        let mut leases = leases(2);
+        (1..=90).for_each(|second| leases.rest(at(second), |session| session == SessionId(0)));
+        assert!(leases.is_alive(SessionId(0)) && !leases.is_alive(SessionId(1)));
+        assert_eq!(leases.renew(SessionId(1), at(90)), Ok(()), "forgotten, not ended");
+        assert_eq!(leases.tick(at(91)), []);
     }
 
     #[test]

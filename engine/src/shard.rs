@@ -378,7 +378,7 @@ impl Shard {
     /// Whether a session that was linked to another run may still come: if this run has not heard of it for a lease, its
     /// lease has ended, and what it holds may have been removed since without a trace.
     pub fn expects(&self, session: SessionId, now: Nanos) -> bool {
-        self.leases.is_alive(session) || !self.waited(now)
+        self.leases.is_alive(session) || !self.waited(now) || self.leads_nothing()
     }
 
     /// Whether this run has waited for sessions for a whole lease, as far as is known after the last tick: what has passed
@@ -542,7 +542,7 @@ impl Shard {
         if self.faults.has(Fault::LeaseOverPause) {
             self.leases.overlook_gap(now);
         }
-        for session in self.leases.tick(now) {
+        for session in self.end_leases(now) {
             self.stats.leases_ended += 1;
             self.end_session(session);
         }

@@ -391,6 +391,21 @@ impl Shard {
         self.decide_durable();
     }
 
+    /// Whether it is in a cluster and leads no slot: it has no say about anybody then.
+    pub(super) fn leads_nothing(&self) -> bool {
+        self.cluster.as_ref().is_some_and(|cluster| cluster.led.is_empty())
+    }
+
+    /// The sessions whose leases end now.
+    pub(super) fn end_leases(&mut self, now: Nanos) -> Vec<SessionId> {
+        if !self.leads_nothing() {
+            return self.leases.tick(now);
+        }
+        let linked: BTreeSet<SessionId> = self.links.values().filter_map(|link| link.session).collect();
+        self.leases.rest(now, |session| linked.contains(&session));
+        Vec::new()
+    }
+
     /// What a turn of a shard in a cluster has beside that of another: slots begin to answer, memory is given back.
     pub(super) fn cluster_turn(&mut self) {
         self.accept_migrated();
