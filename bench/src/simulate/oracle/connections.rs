@@ -60,8 +60,8 @@ pub(super) struct Process {
     pub(super) heard: BTreeMap<SessionId, u64>,
     /// Sessions whose lease runs there.
     pub(super) alive: BTreeSet<SessionId>,
-    /// Sessions whose lease it has ended.
-    pub(super) refused: BTreeSet<SessionId>,
+    /// Sessions whose lease it has ended, and when it was first seen to have.
+    pub(super) refused: BTreeMap<SessionId, u64>,
     /// What it did with each slot, and where that was, after its last turn.
     pub(super) seats: BTreeMap<SlotId, (SlotState, Revision)>,
     /// Open links, by connection.
@@ -143,7 +143,7 @@ impl Oracle {
             paused: 0,
             heard: BTreeMap::new(),
             alive: BTreeSet::new(),
-            refused: BTreeSet::new(),
+            refused: BTreeMap::new(),
             seats: BTreeMap::new(),
             links: BTreeMap::new(),
         });
@@ -162,7 +162,7 @@ impl Oracle {
     /// A data node has read bytes of a session.
     pub fn node_heard(&mut self, process: usize, id: SessionId, pair: usize) {
         let at = self.now - self.processes[process].paused;
-        if !self.processes[process].refused.contains(&id) {
+        if !self.processes[process].refused.contains_key(&id) {
             self.processes[process].heard.insert(id, at);
         }
         self.processes[process].links.insert(pair, id);

@@ -68,7 +68,9 @@ impl Oracle {
         let shard = node.shard();
         let Process { heard, alive, refused, .. } = &mut self.processes[process];
         // What a session says to a node that has ended its lease does not count: it is refused.
-        refused.extend(alive.extract_if(.., |session| !shard.is_alive(*session)));
+        for session in alive.extract_if(.., |session| !shard.is_alive(*session)) {
+            refused.entry(session).or_insert(self.now);
+        }
         alive.extend(heard.keys().copied().filter(|session| shard.is_alive(*session)));
         let held: BTreeMap<SlotId, &Slot> = shard.slots().map(|slot| (slot.id(), slot)).collect();
         for id in (0..SLOTS as u16).map(SlotId) {
@@ -376,8 +378,10 @@ impl Oracle {
         } else if self.regs.get(&register).is_some_and(super::Reg::is_persistent) {
             self.fail(Some(datum), format!("the leader unlists {what}, which is persistent"));
         } else {
-            let Term { process, leases_from, .. } = self.terms[term];
-            let silent = self.silence(process, held.owner, leases_from);
+            let Term { process, started, leases_from, .. } = self.terms[term];
+            // Whose lease it ended while it led other slots has none that could begin anew.
+            let ended = self.processes[process].refused.get(&held.owner).is_some_and(|at| *at < started);
+            let silent = self.silence(process, held.owner, if ended { 0 } else { leases_from });
             if silent + HEARTBEAT_SLACK < LEASE {
                 let text = format!(
                     "the leader unlists {what} of session {} (attach count {}), which it heard of {} ago: {}",
