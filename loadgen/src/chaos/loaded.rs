@@ -1,7 +1,10 @@
 //! Faults under the load of `run`: thousands of clients, planned changes, delays of every (change, subscriber) pair, and that
 //! command's own oracle.
 
-use std::{collections::VecDeque, time::Duration};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::Duration,
+};
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
@@ -15,7 +18,6 @@ use crate::{
     clock::{Clock, MILLISECOND, Monotonic, SECOND},
     progress::Progress,
     report::{json as report_json, table as report_table, verdict::Verdict},
-    roles::Metrics,
     run::{self, RunSpec},
     workload::Workload,
 };
@@ -197,24 +199,34 @@ impl Promotions {
     /// The name of the data nodes' histogram of promotions.
     const METRIC: &str = "slotcast_data_promotion_seconds";
 
-    fn read(cluster: &Cluster) -> Counted {
+    /// The histogram of each data node that answers, by name.
+    fn read(cluster: &Cluster) -> BTreeMap<String, Counted> {
         let data = cluster.members().into_iter().filter(|member| matches!(member, Member::Data(_)));
-        let all: Vec<Metrics> = data.filter_map(|member| cluster.metrics(member)).collect();
-        let sum = |suffix: &str, label: &str| {
-            let name = format!("{}{suffix}", Self::METRIC);
-            all.iter().filter_map(|metrics| metrics.sum(&name, label)).sum()
-        };
-        Counted { count: sum("_count", ""), sum: sum("_sum", ""), within: sum("_bucket", "le=\"0.05\"") }
+        let counted = data.filter_map(|member| {
+            let metrics = cluster.metrics(member)?;
+            let sum = |suffix: &str, label: &str| {
+                metrics.sum(&format!("{}{suffix}", Self::METRIC), label).unwrap_or(0.0)
+            };
+            let within = sum("_bucket", "le=\"0.05\"");
+            Some((format!("{member:?}"), Counted { count: sum("_count", ""), sum: sum("_sum", ""), within }))
+        });
+        counted.collect()
     }
 
-    fn between(before: Counted, after: Counted) -> Option<Self> {
-        // Whoever was started again counts from 0.
-        let less = |after: f64, before: f64| (after - before).max(0.0);
-        let count = less(after.count, before.count);
-        (count > 0.0).then(|| Self {
-            count: count as u64,
-            mean_ms: less(after.sum, before.sum) * 1e3 / count,
-            within_50_ms_percent: less(after.within, before.within) * 100.0 / count,
+    fn between(before: BTreeMap<String, Counted>, after: BTreeMap<String, Counted>) -> Option<Self> {
+        let mut all = Counted::default();
+        for (node, after) in after {
+            // Whoever was started again counts from 0.
+            let before = before.get(&node).copied().filter(|before| before.count <= after.count);
+            let before = before.unwrap_or_default();
+            all.count += after.count - before.count;
+            all.sum += after.sum - before.sum;
+            all.within += after.within - before.within;
+        }
+        (all.count > 0.0).then(|| Self {
+            count: all.count as u64,
+            mean_ms: all.sum * 1e3 / all.count,
+            within_50_ms_percent: all.within * 100.0 / all.count,
         })
     }
 }
