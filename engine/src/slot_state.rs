@@ -1,4 +1,4 @@
-//! The state of a slot at one node. Every change of it goes through [`SlotState::set`].
+//! The state of a slot at one node. Every change of it goes through one place, `SlotState::set`.
 //!
 //! ```text
 //!            ┌──────────────────── lead: nobody else has a copy ───────────────────┐

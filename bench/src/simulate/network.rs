@@ -1,4 +1,4 @@
-//! A network of byte streams in virtual time, one [`Sockets`] per host.
+//! A network of byte streams in virtual time, one [`slotcast_net::io::ring::Sockets`] per host.
 //!
 //! A connection is a pair of ends with a pipe in each direction. Inside a live connection bytes arrive in order and
 //! complete, like TCP; they are cut anywhere, arrive late, and a sender may have only `window` bytes that the receiver has
