@@ -2,7 +2,7 @@
 //! real sockets of the loopback.
 
 use std::{
-    io::{ErrorKind, Read, Write},
+    io::{Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
     sync::Arc,
     time::{Duration, Instant},
@@ -12,11 +12,11 @@ use slotcast_engine::{
     batch::{OpenBatch, entries},
     digest::Digest,
     error::Refusal,
-    id::{DataId, Nanos, Revision, SlotId},
+    id::{DataId, Revision, SlotId},
 };
 use slotcast_net::{
     config::Config,
-    follow::{LinkAction, MetaLink, MetaLinkConfig},
+    follow::MetaLinkConfig,
     process::{DataProcess, MetaProcess},
     wire::{
         Decoder, ErrorCode, FrameError, Kind, Message,
@@ -29,6 +29,7 @@ use slotcast_net::{
 
 use crate::{
     cluster::{PATIENCE, get, metric, until_metric},
+    dialed::Dialed,
     raw::{Raw, RawList, link_hello},
 };
 
@@ -152,9 +153,7 @@ impl Members {
 
 /// Follows the slot table like a session, over a blocking socket.
 struct Watch {
-    link: MetaLink,
-    stream: Option<TcpStream>,
-    began: Instant,
+    dialed: Dialed,
 }
 
 impl Watch {
@@ -163,57 +162,24 @@ impl Watch {
     }
 
     fn of(meta: SocketAddr, peer: MetaPeer) -> Self {
-        let config = MetaLinkConfig::new(vec![meta], "slotcast", SLOTS, peer);
-        let table = Arc::new(SlotTable::empty("slotcast", SLOTS));
-        Self { link: MetaLink::new(config, table, 0), stream: None, began: Instant::now() }
+        Self { dialed: Dialed::new(MetaLinkConfig::new(vec![meta], "slotcast", SLOTS, peer)) }
     }
 
     fn table(&self) -> Arc<SlotTable> {
-        self.link.table().clone()
+        self.dialed.link.table().clone()
     }
 
     fn until(&mut self, what: &str, done: impl Fn(&SlotTable) -> bool) -> Arc<SlotTable> {
         let begin = Instant::now();
-        while !done(self.link.table()) {
-            assert!(begin.elapsed() < PATIENCE, "{what} did not come: {:?}", self.link.table());
+        while !done(self.dialed.link.table()) {
+            assert!(begin.elapsed() < PATIENCE, "{what} did not come: {:?}", self.dialed.link.table());
             self.step();
         }
         self.table()
     }
 
-    /// Does what is due, and waits a few milliseconds for what may arrive.
     fn step(&mut self) {
-        let now = Nanos(self.began.elapsed().as_nanos() as u64 + 1);
-        while let Some(action) = self.link.poll(now, now.0) {
-            match action {
-                LinkAction::Connect(addr) => match TcpStream::connect(addr) {
-                    Ok(stream) => {
-                        stream.set_read_timeout(Some(Duration::from_millis(5))).unwrap();
-                        self.stream = Some(stream);
-                        self.link.handle_connected(now);
-                    }
-                    Err(_) => self.link.handle_closed(now, now.0),
-                },
-                LinkAction::Send(bytes) => {
-                    let _ = self.stream.as_mut().unwrap().write_all(&bytes);
-                }
-                LinkAction::Close => self.stream = None,
-            }
-        }
-        let Some(stream) = &mut self.stream else { return };
-        let mut bytes = [0; 65536];
-        match stream.read(&mut bytes) {
-            Ok(0) => {
-                self.stream = None;
-                self.link.handle_closed(now, now.0);
-            }
-            Ok(count) => self.link.handle_bytes(&bytes[..count]),
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
-            Err(_) => {
-                self.stream = None;
-                self.link.handle_closed(now, now.0);
-            }
-        }
+        self.dialed.step();
     }
 }
 

@@ -7,6 +7,8 @@ mod cluster;
 
 mod cluster_replicas;
 
+mod dialed;
+
 mod raw;
 
 mod loopback;

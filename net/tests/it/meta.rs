@@ -1,17 +1,17 @@
 //! Processes of the control plane on loopback ports, with followers over real sockets, a file, and a real etcd.
 
 use std::{
-    io::{ErrorKind, Read, Write},
+    io::{Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
     process::{Child, Command, Stdio},
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use slotcast_engine::id::{Nanos, SlotId};
+use slotcast_engine::id::SlotId;
 use slotcast_net::{
     config::Config,
-    follow::{LinkAction, MetaLink, MetaLinkConfig},
+    follow::MetaLinkConfig,
     meta::{
         etcd::EtcdStore,
         store::{Lead, StoreError, TableStore},
@@ -25,7 +25,10 @@ use slotcast_net::{
     },
 };
 
-use crate::cluster::{PATIENCE, get, until_metric};
+use crate::{
+    cluster::{PATIENCE, get, until_metric},
+    dialed::Dialed,
+};
 
 const SLOTS: u32 = 64;
 
@@ -58,9 +61,7 @@ fn in_folder(folder: &tempfile::TempDir) -> Vec<String> {
 /// A follower on a socket of its own that reports what the table says it should do.
 struct Follower {
     id: String,
-    link: MetaLink,
-    stream: Option<TcpStream>,
-    began: Instant,
+    dialed: Dialed,
 }
 
 impl Follower {
@@ -75,48 +76,13 @@ impl Follower {
             draining: false,
         };
         let config = MetaLinkConfig::new(metas, "slotcast", SLOTS, MetaPeer::Data(Arc::new(entry)));
-        let table = Arc::new(SlotTable::empty("slotcast", SLOTS));
-        Self { id: id.into(), link: MetaLink::new(config, table, 0), stream: None, began: Instant::now() }
+        Self { id: id.into(), dialed: Dialed::new(config) }
     }
 
-    fn now(&self) -> Nanos {
-        Nanos(self.began.elapsed().as_nanos() as u64 + 1)
-    }
-
-    /// Does what is due, and waits a few milliseconds for what may arrive.
+    /// Does what is due, and reports what a table asks for.
     fn step(&mut self) {
-        let now = self.now();
-        while let Some(action) = self.link.poll(now, now.0) {
-            match action {
-                LinkAction::Connect(addr) => match TcpStream::connect(addr) {
-                    Ok(stream) => {
-                        stream.set_read_timeout(Some(Duration::from_millis(5))).unwrap();
-                        self.stream = Some(stream);
-                        self.link.handle_connected(now);
-                    }
-                    Err(_) => self.link.handle_closed(now, now.0),
-                },
-                LinkAction::Send(bytes) => {
-                    let _ = self.stream.as_mut().unwrap().write_all(&bytes);
-                }
-                LinkAction::Close => self.stream = None,
-            }
-        }
-        let Some(stream) = &mut self.stream else { return };
-        let mut bytes = [0; 65536];
-        match stream.read(&mut bytes) {
-            Ok(0) => {
-                self.stream = None;
-                self.link.handle_closed(now, now.0);
-            }
-            Ok(count) => self.link.handle_bytes(&bytes[..count]),
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
-            Err(_) => {
-                self.stream = None;
-                self.link.handle_closed(now, now.0);
-            }
-        }
-        if let Some(table) = self.link.take_news() {
+        self.dialed.step();
+        if let Some(table) = self.dialed.link.take_news() {
             let number = table.number_of(&self.id);
             let held = table.slots.iter().enumerate().filter_map(|(slot, entry)| {
                 let at = entry.position(number?)?;
@@ -129,7 +95,7 @@ impl Follower {
                     in_sync: if at == 0 { others.collect() } else { Vec::new() },
                 })
             });
-            self.link.set_slots(table.epoch, held.collect());
+            self.dialed.link.set_slots(table.epoch, held.collect());
         }
     }
 }
@@ -138,7 +104,8 @@ impl Follower {
 fn until(followers: &mut [Follower], what: &str, done: impl Fn(&[Follower]) -> bool) {
     let begin = Instant::now();
     while !done(followers) {
-        let last: Vec<_> = followers.iter().map(|it| (it.link.table().epoch, &it.link.last_fault)).collect();
+        let last: Vec<_> =
+            followers.iter().map(|it| (it.dialed.link.table().epoch, &it.dialed.link.last_fault)).collect();
         assert!(begin.elapsed() < PATIENCE, "{what} did not come: {last:?}");
         followers.iter_mut().for_each(Follower::step);
     }
@@ -147,12 +114,14 @@ fn until(followers: &mut [Follower], what: &str, done: impl Fn(&[Follower]) -> b
 /// Everybody has one table, in which every slot has `members` members that are all in sync.
 fn settled(members: usize) -> impl Fn(&[Follower]) -> bool {
     move |followers| {
-        let table = followers[0].link.table();
+        let table = followers[0].dialed.link.table();
         let whole = table.slots.iter().all(|entry| {
             entry.members().len() == members && entry.members().iter().all(|member| member.is_in_sync())
         });
         whole
-            && followers.iter().all(|follower| follower.link.table() == table && follower.link.is_connected())
+            && followers
+                .iter()
+                .all(|follower| follower.dialed.link.table() == table && follower.dialed.link.is_connected())
     }
 }
 
@@ -189,12 +158,12 @@ fn a_cluster_is_made_drained_and_found_again_after_a_restart() {
     assert!(said.contains("no node \"nobody\""), "{said}");
     assert_eq!(post(meta.admin.addr, "/drain?node=b").0, 200);
     until(&mut nodes, "the drain", |nodes| {
-        let table = nodes[0].link.table();
+        let table = nodes[0].dialed.link.table();
         let number = table.number_of("b").unwrap();
         settled(2)(nodes) && table.slots.iter().all(|entry| entry.position(number).is_none())
     });
 
-    let (epoch, slots) = (nodes[0].link.table().epoch, nodes[0].link.table().slots.clone());
+    let (epoch, slots) = (nodes[0].dialed.link.table().epoch, nodes[0].dialed.link.table().slots.clone());
     let second = start(&in_folder(&folder)).map(|_| ()).unwrap_err();
     assert!(format!("{second:#}").contains("in use by another process"), "{second:#}");
     meta.server.stop().unwrap();
@@ -211,9 +180,9 @@ fn a_cluster_is_made_drained_and_found_again_after_a_restart() {
     let mut fresh: Vec<_> =
         ["a", "b", "c"].map(|id| Follower::node(id, vec![meta.server.addr])).into_iter().collect();
     until(&mut fresh, "the table of before", |nodes| {
-        settled(2)(nodes) && nodes[0].link.table().epoch >= epoch
+        settled(2)(nodes) && nodes[0].dialed.link.table().epoch >= epoch
     });
-    assert_eq!(fresh[0].link.table().slots, slots);
+    assert_eq!(fresh[0].dialed.link.table().slots, slots);
     meta.server.stop().unwrap();
 }
 
@@ -250,10 +219,12 @@ fn bytes_that_are_no_frames_end_their_connection_and_no_other() {
             "{told:?}"
         );
     }
-    let epoch = nodes[0].link.table().epoch;
-    let beats = nodes[0].now();
-    until(&mut nodes, "another heartbeat", |nodes| nodes[0].link.holds_lease(beats.after(1_200_000_000)));
-    assert_eq!(nodes[0].link.table().epoch, epoch);
+    let epoch = nodes[0].dialed.link.table().epoch;
+    let beats = nodes[0].dialed.now();
+    until(&mut nodes, "another heartbeat", |nodes| {
+        nodes[0].dialed.link.holds_lease(beats.after(1_200_000_000))
+    });
+    assert_eq!(nodes[0].dialed.link.table().epoch, epoch);
     until_metric(meta.admin.addr, "meta_peer_errors", "frame", |count| count == 2.0);
     meta.server.stop().unwrap();
 }
@@ -384,21 +355,21 @@ fn the_next_process_takes_over_when_the_first_ends_and_etcd_gone_stops_only_chan
     let told = status(&second);
     assert_eq!((told["phase"].as_str(), told["leader"].as_str()), (Some("standby"), Some("first")), "{told}");
     assert_eq!(get(second.admin.addr, "/readyz").0, 200);
-    let table = nodes[0].link.table().clone();
+    let table = nodes[0].dialed.link.table().clone();
 
     first.server.stop().unwrap();
     drop(first.admin);
     until(&mut nodes, "the second", |nodes| {
-        nodes.iter().all(|node| node.link.is_connected()) && leads(&second)
+        nodes.iter().all(|node| node.dialed.link.is_connected()) && leads(&second)
     });
-    assert_eq!(nodes[0].link.table().slots, table.slots, "nothing moves");
+    assert_eq!(nodes[0].dialed.link.table().slots, table.slots, "nothing moves");
 
     drop(etcd);
     until(&mut nodes, "the end of the lead", |_| status(&second)["phase"] == "standby");
     let told = status(&second);
     assert!(told["trouble"].as_str().is_some_and(|trouble| trouble.contains("etcd at http://")), "{told}");
     assert_eq!(get(second.admin.addr, "/readyz").0, 503);
-    assert_eq!(nodes[0].link.table().slots, table.slots);
+    assert_eq!(nodes[0].dialed.link.table().slots, table.slots);
     second.server.stop().unwrap();
 }
 
@@ -448,7 +419,7 @@ fn operators_see_the_cluster_and_empty_a_node() {
         assert!(good && said.contains("is used again"), "{said}");
     }
     until(&mut nodes, "a table with all", |nodes| {
-        let table = nodes[0].link.table();
+        let table = nodes[0].dialed.link.table();
         settled(2)(nodes) && table.nodes.values().all(|node| !node.draining)
     });
     meta.server.stop().unwrap();
