@@ -139,6 +139,18 @@ impl Cluster {
         takers.map(|node| node.number).collect()
     }
 
+    /// Whoever is away comes back, somebody is there, and rounds follow until nothing moves.
+    fn end_well(&mut self) {
+        self.nodes.values_mut().filter(|node| node.presence == Presence::Absent).for_each(|node| {
+            node.presence = Presence::Alive;
+        });
+        if self.takers().is_empty() {
+            self.add(1_000_000, 0);
+        }
+        self.round();
+        self.converge();
+    }
+
     /// Everything is as it should be when nothing moves any more.
     fn assert_settled(&self) {
         let takers = self.takers();
@@ -478,15 +490,7 @@ proptest! {
             cluster.suffer(incident);
             cluster.round();
         }
-        // Whoever is away comes back, and somebody is there.
-        cluster.nodes.values_mut().for_each(|node| if node.presence == Presence::Absent {
-            node.presence = Presence::Alive;
-        });
-        if cluster.takers().is_empty() {
-            cluster.add(1_000_000, 0);
-        }
-        cluster.round();
-        cluster.converge();
+        cluster.end_well();
         cluster.assert_settled();
     }
 
@@ -506,14 +510,7 @@ proptest! {
             });
             cluster.round();
         }
-        cluster.nodes.values_mut().for_each(|node| if node.presence == Presence::Absent {
-            node.presence = Presence::Alive;
-        });
-        if cluster.takers().is_empty() {
-            cluster.add(1_000_000, 0);
-        }
-        cluster.round();
-        cluster.converge();
+        cluster.end_well();
         cluster.assert_settled();
         cluster.assert_balanced();
     }
