@@ -16,6 +16,7 @@
 //! ```
 
 mod state;
+mod subscription;
 
 mod persistent;
 

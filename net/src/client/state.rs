@@ -7,14 +7,14 @@ use std::{
 
 use slotcast_engine::{
     batch::{Change, ChangeKind, Durability, write_change, write_name, write_put},
-    diff::{Diff, list_fingerprint},
+    diff::Diff,
     error::Refusal,
     id::{ClientId, DataId, DatumKey, Nanos, RegisterId, Revision, SessionId, Version, mix64},
     record::{Encoder, Instance, Record, RecordError},
 };
 
 use crate::{
-    client::persistent::Persistents,
+    client::{persistent::Persistents, subscription::Subscribed},
     io::{
         ring::{ConnId, Event, SendOutcome, Sockets},
         role::Role,
@@ -136,14 +136,6 @@ struct Published {
     told: bool,
     /// The attach count of the connection over which a put was last sent.
     put_over: u32,
-}
-
-struct Subscribed {
-    id: DataId,
-    revision: Revision,
-    digest: u64,
-    records: BTreeMap<RegisterId, Vec<u8>>,
-    told: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -692,63 +684,5 @@ impl Role for ClientState {
 
     fn is_finished(&self) -> bool {
         self.finished
-    }
-}
-
-impl Subscribed {
-    /// Applies a diff or snapshot; `None` if the list stays the same.
-    fn apply(&mut self, diff: &Diff<'_>) -> Option<(Vec<RegisterId>, Vec<RegisterId>)> {
-        let first = self.revision == Revision::ZERO;
-        let mut removed: Vec<RegisterId> = diff.removes().collect();
-        if diff.is_snapshot {
-            let told: std::collections::BTreeSet<RegisterId> =
-                diff.puts().map(|record| record.register()).collect();
-            removed.extend(self.records.keys().filter(|register| !told.contains(register)));
-        }
-        removed.retain(|register| self.take(*register).is_some());
-        let mut changed = Vec::new();
-        for record in diff.puts() {
-            let register = record.register();
-            let before = self.take(register);
-            if before != Some(record.checksum()) {
-                changed.push(register);
-            }
-            self.digest = self.digest.wrapping_add(list_fingerprint(register, record.checksum()));
-            self.records.insert(register, record.bytes().to_vec());
-        }
-        self.revision = diff.to;
-        (first || !changed.is_empty() || !removed.is_empty()).then_some((changed, removed))
-    }
-
-    fn take(&mut self, register: RegisterId) -> Option<u64> {
-        let bytes = self.records.remove(&register)?;
-        let checksum = Record::read(&bytes).map(|record| record.checksum()).ok()?;
-        self.digest = self.digest.wrapping_sub(list_fingerprint(register, checksum));
-        Some(checksum)
-    }
-
-    fn update(&self, diff: &Diff<'_>, changed: Option<(Vec<RegisterId>, Vec<RegisterId>)>) -> Update {
-        match changed {
-            Some((changed, removed)) if self.told && !diff.is_snapshot => Update::Diff {
-                id: self.id.clone(),
-                revision: self.revision,
-                changed: changed.into_iter().filter_map(|register| self.instance(register)).collect(),
-                removed,
-            },
-            _ => self.snapshot(),
-        }
-    }
-
-    fn snapshot(&self) -> Update {
-        Update::Snapshot {
-            id: self.id.clone(),
-            revision: self.revision,
-            instances: self.records.keys().filter_map(|register| self.instance(*register)).collect(),
-        }
-    }
-
-    fn instance(&self, register: RegisterId) -> Option<(RegisterId, Instance)> {
-        let record = Record::read(self.records.get(&register)?).ok()?;
-        Some((register, record.instance().ok()?))
     }
 }
