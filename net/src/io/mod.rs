@@ -12,4 +12,6 @@ pub mod dial;
 
 pub mod mailbox;
 
+mod executor;
+
 pub mod pump;

@@ -18,17 +18,13 @@ use std::{
 
 use anyhow::{Context, anyhow};
 use crossbeam::channel;
-use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
+use glommio::{ExecutorJoinHandle, Placement};
 
 use crate::io::{
-    clock,
+    clock, executor,
     ring::{RingConfig, RingSockets, Sockets, Waker},
     role::Role,
 };
-
-/// Memory that glommio registers for file buffers, per ring of its own. Its default would not fit the 8 MiB of locked
-/// memory that an ordinary user has.
-const IO_MEMORY_BYTES: usize = 512 << 10;
 
 /// What a thread that pumps a role needs to know.
 pub struct PumpConfig {
@@ -59,11 +55,9 @@ impl Pump {
         let (started, starting) = channel::bounded(1);
         let placement = config.cpu.map_or(Placement::Unbound, Placement::Fixed);
         let (name, stopped) = (config.name.clone(), stop.clone());
-        let thread = LocalExecutorBuilder::new(placement)
-            .io_memory(IO_MEMORY_BYTES)
-            .name(&config.name)
-            .spawn(move || async move { run(config, make, &started, &stopped) })
-            .map_err(|error| anyhow!("starting thread {name}: {error}"))?;
+        // No files are read or written on it.
+        let thread =
+            executor::spawn(&name, placement, 0, async move || run(config, make, &started, &stopped))?;
         match starting.recv() {
             Ok(waker) => Ok(Self { thread, stop, waker }),
             Err(_) => match thread.join() {

@@ -19,10 +19,9 @@ use std::{
     time::Duration,
 };
 
-use anyhow::anyhow;
 use crossbeam::channel::{Receiver, Sender, bounded};
 use glommio::{
-    ExecutorJoinHandle, GlommioError, LocalExecutorBuilder, Placement,
+    ExecutorJoinHandle, GlommioError, Placement,
     io::{BufferedFile, Directory, DmaFile, OpenOptions},
     timer::TimerActionRepeat,
 };
@@ -33,7 +32,7 @@ use slotcast_engine::{
 
 pub use files::{DirectoryFiles, DirectoryLock, LOCK_FILE, WorkTimes};
 
-use crate::io::ring::Waker;
+use crate::io::{executor, ring::Waker};
 
 /// Longest sleep of the executor with something to do.
 pub const GUARD_INTERVAL: Duration = Duration::from_millis(10);
@@ -66,11 +65,9 @@ impl Disk {
         let (reported, done) = bounded(OPERATIONS_MAX);
         let waker = Arc::new(OnceLock::new());
         let (woken, folder) = (waker.clone(), folder.to_path_buf());
-        let thread = LocalExecutorBuilder::new(Placement::Unbound)
-            .io_memory(IO_MEMORY_BYTES)
-            .name(name)
-            .spawn(move || async move { serve(folder, &taken, &reported, &woken).await })
-            .map_err(|error| anyhow!("starting thread {name}: {error}"))?;
+        let thread = executor::spawn(name, Placement::Unbound, IO_MEMORY_BYTES, async move || {
+            serve(folder, &taken, &reported, &woken).await;
+        })?;
         Ok(Self { requests: Some(requests), done, waker, thread: Some(thread) })
     }
 

@@ -9,7 +9,10 @@ use std::{
 
 use io_uring::{IoUring, types::BufRingEntry};
 
-use super::memory::Pages;
+use super::{
+    locked::{BUFFERS_MIN, LOCKED_ADVICE, when_unlocked},
+    memory::Pages,
+};
 
 /// The one buffer group of each ring.
 pub(super) const GROUP: u16 = 0;
@@ -35,20 +38,23 @@ impl RecvBuffers {
                 tail: 0,
             };
             let entries = buffers.entries.as_ptr() as u64;
-            // SAFETY: the entries are page-aligned, hold `count` items, and outlive the registration, which the owning
-            // ring ends before it drops them.
-            match unsafe { ring.submitter().register_buf_ring_with_flags(entries, count, GROUP, 0) } {
+            let register = || {
+                // SAFETY: the entries are page-aligned, hold `count` items, and outlive the registration, which the owning
+                // ring ends before it drops them.
+                unsafe { ring.submitter().register_buf_ring_with_flags(entries, count, GROUP, 0) }
+            };
+            match if count > BUFFERS_MIN { register() } else { when_unlocked(register) } {
                 Ok(()) => {
                     for id in 0..count {
                         buffers.give_back(id);
                     }
                     return Ok(buffers);
                 }
-                Err(error) if error.raw_os_error() == Some(libc::ENOMEM) && count > 16 => count /= 2,
+                Err(error) if error.raw_os_error() == Some(libc::ENOMEM) && count > BUFFERS_MIN => count /= 2,
                 Err(error) => {
                     return Err(io::Error::new(
                         error.kind(),
-                        format!("registering {count} receive buffers: {error}"),
+                        format!("registering {count} receive buffers: {error} ({LOCKED_ADVICE})"),
                     ));
                 }
             }

@@ -21,6 +21,7 @@ mod accept;
 mod buffers;
 mod kernel;
 mod listener;
+pub(crate) mod locked;
 mod memory;
 mod operations;
 mod probe;

@@ -3,10 +3,14 @@
 use std::{fmt, io};
 
 use io_uring::{IoUring, Probe, opcode};
+use rustix::process::{Resource, getrlimit};
 
-use super::RingConfig;
+use super::{
+    RingConfig,
+    locked::{LOCKED_ADVICE, when_unlocked},
+};
 
-const ENTRIES_MIN: u32 = 64;
+pub(super) const ENTRIES_MIN: u32 = 64;
 
 /// What the kernel offered and what is used instead of the rest.
 #[derive(Clone, Debug, Default)]
@@ -104,7 +108,9 @@ impl Setup {
 pub(super) fn make_ring(features: &mut Features) -> io::Result<IoUring> {
     loop {
         let (sq, cq) = (features.sq_entries, features.cq_entries);
-        match features.setup.build(sq, cq) {
+        let is_smallest = sq <= ENTRIES_MIN;
+        let build = || features.setup.build(sq, cq);
+        match if is_smallest { when_unlocked(build) } else { build() } {
             Ok(ring) => return Ok(ring),
             Err(error) => match (error.raw_os_error(), features.setup.next()) {
                 (Some(libc::EINVAL), Some(next)) => features.setup = next,
@@ -112,10 +118,12 @@ pub(super) fn make_ring(features: &mut Features) -> io::Result<IoUring> {
                     features.sq_entries = sq / 2;
                     features.cq_entries = (cq / 2).max(sq / 2);
                 }
-                _ => {
+                (code, _) => {
+                    let advice =
+                        if code == Some(libc::ENOMEM) { LOCKED_ADVICE } else { "see io_uring_setup(2)" };
                     return Err(io::Error::new(
                         error.kind(),
-                        format!("making a ring of {sq}/{cq} entries: {error}"),
+                        format!("making a ring of {sq}/{cq} entries: {error} ({advice})"),
                     ));
                 }
             },
@@ -158,11 +166,7 @@ pub(super) fn probe_operations(
 }
 
 /// Most sockets one ring's file table may hold: the kernel bounds each table by the process's file limit.
-pub(super) fn table_limit() -> io::Result<usize> {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: the call writes to `limit` only.
-    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(usize::try_from(limit.rlim_cur).unwrap_or(usize::MAX))
+pub(super) fn table_limit() -> usize {
+    let limit = getrlimit(Resource::Nofile).current;
+    limit.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(usize::MAX)
 }

@@ -14,7 +14,7 @@ use super::{
     Stats,
     accept::Listener,
     kernel::{Common, Ring},
-    listener, probe,
+    listener, locked, probe,
     slab::State,
     token::{Kind, SLOT_BITS},
     turn::{Source, Turn},
@@ -42,8 +42,8 @@ pub struct RingSockets {
 
 impl RingSockets {
     /// Makes the rings. They belong to the calling thread: every other call must come from it.
-    pub fn new(config: RingConfig) -> io::Result<Self> {
-        let limit = if config.direct_descriptors { probe::table_limit()? } else { usize::MAX };
+    pub fn new(mut config: RingConfig) -> io::Result<Self> {
+        let limit = if config.direct_descriptors { probe::table_limit() } else { usize::MAX };
         let per_ring = config.sockets_per_ring.unwrap_or(usize::MAX).min(limit).min(1 << SLOT_BITS);
         let sockets_max = config.sockets_max;
         if sockets_max == 0 || per_ring == 0 || sockets_max > 1 << ConnId::INDEX_BITS {
@@ -55,6 +55,7 @@ impl RingSockets {
         if !config.recv_buffers.is_power_of_two() {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "recv_buffers must be a power of two"));
         }
+        locked::fit_locked(&mut config);
         let count = sockets_max.div_ceil(per_ring);
         let sockets_per_ring = sockets_max.div_ceil(count);
         let features = Features {
