@@ -12,7 +12,7 @@ use prometheus_client::{
 };
 use slotcast_engine::{shard::ShardStats, slot::SlotCounts};
 
-use crate::metrics::Reason;
+use crate::metrics::{Reason, registered, registered_as};
 
 /// All metrics of one shard.
 #[derive(Clone)]
@@ -57,131 +57,88 @@ impl DataMetrics {
     /// Registers the metrics of one shard.
     pub fn new(registry: &mut Registry, shard: u32) -> Self {
         let registry = registry.sub_registry_with_label(("shard".into(), shard.to_string().into()));
-        let metrics = Self {
-            links: Gauge::default(),
-            links_behind: Counter::default(),
-            link_errors: Family::default(),
-            refused_links_cut: Counter::default(),
-            frames_received: Counter::default(),
-            write_frames: Counter::default(),
-            writes: Counter::default(),
-            refused: Family::default(),
-            diffs_sent: Counter::default(),
-            bytes_sent: Counter::default(),
-            socket_writes: Counter::default(),
-            digest_mismatches: Counter::default(),
-            repaired: Counter::default(),
-            apply_delay: Histogram::new(exponential_buckets(50e-6, 2.0, 18)),
-            publishers: Gauge::default(),
-            persistent: Gauge::default(),
-            persistent_waiting: Gauge::default(),
-            datums: Gauge::default(),
-            tombstones: Gauge::default(),
-            interests: Gauge::default(),
-            readers_behind: Gauge::default(),
-            leases_held_back: Gauge::default(),
-            leases_ended: Gauge::default(),
-            log_entries: Gauge::default(),
-            arena: Family::default(),
-            batches: Gauge::default(),
-            serving: Gauge::default(),
-        };
-        registry.register("data_links", "Session links open", metrics.links.clone());
-        registry.register(
-            "data_links_fell_behind",
-            "Times a link's buffer was full and it kept a revision only",
-            metrics.links_behind.clone(),
-        );
-        registry.register(
-            "data_link_errors",
-            "Links closed for a fault of the peer, by reason",
-            metrics.link_errors.clone(),
-        );
-        registry.register(
-            "data_refused_links_cut",
-            "Links reset because they did not read in time why they were refused",
-            metrics.refused_links_cut.clone(),
-        );
-        registry.register(
-            "data_frames_received",
-            "Frames received from sessions",
-            metrics.frames_received.clone(),
-        );
-        registry.register("data_write_frames", "Write frames taken", metrics.write_frames.clone());
-        registry.register("data_writes", "Puts and removals decided", metrics.writes.clone());
-        registry.register(
-            "data_writes_refused",
-            "Puts and removals refused, by reason",
-            metrics.refused.clone(),
-        );
-        registry.register(
-            "data_diffs_sent",
-            "Diffs and snapshots sent, one per link and data id",
-            metrics.diffs_sent.clone(),
-        );
-        registry.register(
-            "data_socket_writes",
-            "Writes to the sockets of sessions",
-            metrics.socket_writes.clone(),
-        );
-        registry.register("data_sent_bytes", "Bytes sent to sessions", metrics.bytes_sent.clone());
-        registry.register(
-            "data_digest_mismatches",
-            "Heartbeats whose digest differed from the shard's",
-            metrics.digest_mismatches.clone(),
-        );
-        registry.register(
-            "data_repaired_publishers",
-            "Registrations removed because their session did not hold them",
-            metrics.repaired.clone(),
-        );
-        registry.register(
-            "push_delay_apply_seconds",
-            "From the first write of a turn received to its diffs handed to the links",
-            metrics.apply_delay.clone(),
-        );
-        registry.register("data_publishers", "Live registrations", metrics.publishers.clone());
-        registry.register(
-            "data_persistent_publishers",
-            "Live registrations that stay until they are removed by request",
-            metrics.persistent.clone(),
-        );
-        registry.register(
-            "data_persistent_writes_waiting",
-            "Write frames that wait for the disk before they are acknowledged",
-            metrics.persistent_waiting.clone(),
-        );
-        registry.register("data_datums", "Data ids known", metrics.datums.clone());
-        registry.register(
-            "data_tombstones",
-            "Removed registrations whose version is remembered",
-            metrics.tombstones.clone(),
-        );
-        registry.register(
-            "data_interests",
-            "Data ids that links are interested in, summed over links",
-            metrics.interests.clone(),
-        );
-        registry.register(
-            "data_readers_behind",
-            "Links that keep a revision only at the moment",
-            metrics.readers_behind.clone(),
-        );
-        registry.register(
-            "data_session_leases_held_back",
-            "Overdue session leases kept because too many are overdue together",
-            metrics.leases_held_back.clone(),
-        );
-        registry.register("data_session_leases_ended", "Session leases ended", metrics.leases_ended.clone());
-        registry.register("data_change_log_entries", "Change log entries held", metrics.log_entries.clone());
-        registry.register(
-            "data_arena_bytes",
-            "Arena memory by kind: live, dead, free",
-            metrics.arena.clone(),
-        );
-        registry.register("data_batches_sealed", "Batches sealed", metrics.batches.clone());
-        registry.register("data_serving", "1 once the shard answers readers", metrics.serving.clone());
-        metrics
+        Self {
+            links: registered(registry, "data_links", "Session links open"),
+            links_behind: registered(
+                registry,
+                "data_links_fell_behind",
+                "Times a link's buffer was full and it kept a revision only",
+            ),
+            link_errors: registered(
+                registry,
+                "data_link_errors",
+                "Links closed for a fault of the peer, by reason",
+            ),
+            refused_links_cut: registered(
+                registry,
+                "data_refused_links_cut",
+                "Links reset because they did not read in time why they were refused",
+            ),
+            frames_received: registered(registry, "data_frames_received", "Frames received from sessions"),
+            write_frames: registered(registry, "data_write_frames", "Write frames taken"),
+            writes: registered(registry, "data_writes", "Puts and removals decided"),
+            refused: registered(registry, "data_writes_refused", "Puts and removals refused, by reason"),
+            diffs_sent: registered(
+                registry,
+                "data_diffs_sent",
+                "Diffs and snapshots sent, one per link and data id",
+            ),
+            bytes_sent: registered(registry, "data_sent_bytes", "Bytes sent to sessions"),
+            socket_writes: registered(registry, "data_socket_writes", "Writes to the sockets of sessions"),
+            digest_mismatches: registered(
+                registry,
+                "data_digest_mismatches",
+                "Heartbeats whose digest differed from the shard's",
+            ),
+            repaired: registered(
+                registry,
+                "data_repaired_publishers",
+                "Registrations removed because their session did not hold them",
+            ),
+            apply_delay: registered_as(
+                registry,
+                "push_delay_apply_seconds",
+                "From the first write of a turn received to its diffs handed to the links",
+                Histogram::new(exponential_buckets(50e-6, 2.0, 18)),
+            ),
+            publishers: registered(registry, "data_publishers", "Live registrations"),
+            persistent: registered(
+                registry,
+                "data_persistent_publishers",
+                "Live registrations that stay until they are removed by request",
+            ),
+            persistent_waiting: registered(
+                registry,
+                "data_persistent_writes_waiting",
+                "Write frames that wait for the disk before they are acknowledged",
+            ),
+            datums: registered(registry, "data_datums", "Data ids known"),
+            tombstones: registered(
+                registry,
+                "data_tombstones",
+                "Removed registrations whose version is remembered",
+            ),
+            interests: registered(
+                registry,
+                "data_interests",
+                "Data ids that links are interested in, summed over links",
+            ),
+            readers_behind: registered(
+                registry,
+                "data_readers_behind",
+                "Links that keep a revision only at the moment",
+            ),
+            leases_held_back: registered(
+                registry,
+                "data_session_leases_held_back",
+                "Overdue session leases kept because too many are overdue together",
+            ),
+            leases_ended: registered(registry, "data_session_leases_ended", "Session leases ended"),
+            log_entries: registered(registry, "data_change_log_entries", "Change log entries held"),
+            arena: registered(registry, "data_arena_bytes", "Arena memory by kind: live, dead, free"),
+            batches: registered(registry, "data_batches_sealed", "Batches sealed"),
+            serving: registered(registry, "data_serving", "1 once the shard answers readers"),
+        }
     }
 
     /// Takes over what the shard counts itself.
