@@ -331,9 +331,9 @@ mod tests {
             }
             let held = &told[told.len() - log.len()..];
             assert!(log.changes(Revision::ZERO).eq(held.iter().rev().copied()));
-            for datum in 0..3 {
-                let own = held.iter().rev().filter(|entry| entry.datum == datum as u32).copied();
-                assert!(log.datum_changes(latest[datum], Revision::ZERO).eq(own));
+            for (datum, latest) in (0..).zip(latest) {
+                let own = held.iter().rev().filter(|entry| entry.datum == datum).copied();
+                assert!(log.datum_changes(latest, Revision::ZERO).eq(own));
             }
         }
         assert!(log.len() < told.len() && !log.is_empty());
