@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{
     Files, RecoverConfig, RecoverError, Recovered, damaged,
-    read::{good_block_after, read_head, read_snapshot_head, read_stream},
+    read::{good_block_after, read_head, read_segments, read_snapshot_head},
 };
 use crate::{
     block::BlockHead,
@@ -269,8 +269,11 @@ impl Layout {
             // A truncation since that head is told by a frame; it is looked for only where a file is missed.
             if needed.values().any(|first| self.lacks(first)) {
                 let mut truncations = Vec::new();
-                let stream = &self.streams[&(*epoch, *shard)];
-                read_stream(files, stream, &mut |frame, _| {
+                let held = &self.streams[&(*epoch, *shard)].segments;
+                // What stands before a hole should be gone.
+                let is_hole = |pair: &[Segment]| pair[1].id.segment != pair[0].id.segment + 1;
+                let from = held.windows(2).rposition(is_hole).map_or(0, |at| at + 1);
+                read_segments(files, &held[from..], &mut |frame, _| {
                     if let Frame::Truncated(to) = frame {
                         truncations.push(to);
                     }

@@ -310,7 +310,7 @@ fn a_missing_journal_file_is_refused_by_name() {
 
 #[test]
 fn a_missing_journal_file_is_noticed_behind_one_that_should_be_gone() {
-    let mut kept = Kept::start(MemoryDisk::default(), 16 * 1024, 32 * 1024);
+    let mut kept = Kept::start(MemoryDisk::default(), 16 * 1024, 96 * 1024);
     kept.fill(0, 10);
     let first = kept.memory.names(".scj").remove(0);
     let before = kept.memory.clone();
@@ -318,7 +318,7 @@ fn a_missing_journal_file_is_noticed_behind_one_that_should_be_gone() {
         kept.fill(round * 100, 10);
     }
     let left = kept.memory.names(".scj");
-    assert!(left.len() > 2 && !left.contains(&first), "{left:?}");
+    assert!(left.len() >= 2 && !left.contains(&first), "{left:?}");
     // Its deletion was lost in a crash.
     kept.memory.put(&first, before.content(&first).expect("it was there"));
     assert_eq!(recovered(&kept.memory, 1).expect("a good directory").0, kept.lists());
