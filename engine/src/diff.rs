@@ -200,7 +200,7 @@ pub fn collect(slot: &Slot, datum: DatumKey, since: Revision) -> Answer<'_> {
     };
     let mut changed: Vec<RegisterId> = Vec::new();
     let mut from = since;
-    for &LogEntry { register, datum_before, .. } in slot.log().datum_changes(latest, since) {
+    for LogEntry { register, datum_before, .. } in slot.log().datum_changes(latest, since) {
         changed.push(register);
         from = datum_before.min(since);
     }

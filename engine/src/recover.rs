@@ -265,6 +265,10 @@ pub fn finish(
         }
         let end = read_stream(files, stream, &mut |frame, at| match frame {
             Frame::Batch { follows, unanchored, batch } => {
+                if batch.slot().shard(stream.shards) != key.1 {
+                    let what = format!("a batch of slot {}, which another shard holds", batch.slot().0);
+                    return Err(damaged(&at.0.file(), at.1, what));
+                }
                 if broken.has(batch.slot()) {
                     return Ok(());
                 }

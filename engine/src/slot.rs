@@ -42,6 +42,8 @@ mod memory;
 
 mod owned;
 
+mod owners;
+
 mod publication;
 
 mod relocate;
@@ -54,6 +56,7 @@ pub use follow::FollowError;
 pub use insight::{DatumView, display_name};
 pub use lineage::FORKS_MAX;
 use lineage::Lineage;
+use owners::Owners;
 use publication::{NIL, Place, Publication};
 pub(crate) use relocate::Movable;
 pub use restore::ScanCursor;
@@ -143,8 +146,7 @@ pub struct Slot {
     open_persistent: bool,
     touched: Vec<Touched>,
     digest: Digest,
-    /// By session, in rising order.
-    session_digests: Vec<(SessionId, Digest)>,
+    owners: Owners,
     tombstones: VecDeque<Tombstone>,
     idle: VecDeque<u32>,
     lineage: Lineage,
@@ -179,7 +181,7 @@ impl Slot {
             open_persistent: false,
             touched: Vec::new(),
             digest: Digest::default(),
-            session_digests: Vec::new(),
+            owners: Owners::default(),
             tombstones: VecDeque::new(),
             idle: VecDeque::new(),
             lineage: Lineage::default(),
@@ -225,8 +227,7 @@ impl Slot {
 
     /// Digest over the live registrations that `session` owns; those that [`SessionId::NOBODY`] owns are persistent.
     pub fn session_digest(&self, session: SessionId) -> Digest {
-        let found = self.session_digests.binary_search_by_key(&session, |(session, _)| *session);
-        found.map_or_else(|_| Digest::default(), |at| self.session_digests[at].1)
+        self.owners.digest(session)
     }
 
     /// Changes waiting to be sealed.
@@ -308,7 +309,8 @@ impl Slot {
     pub fn get(&self, datum: DatumKey, register: RegisterId) -> Option<(Record<'_>, SessionId)> {
         let index = self.find(datum, register)?;
         let publication = self.publication(index);
-        matches!(publication.place(), Place::Live(_)).then(|| (self.record(index), publication.owner))
+        matches!(publication.place(), Place::Live(_))
+            .then(|| (self.record(index), self.owner_of(publication)))
     }
 
     /// Version of a registration, and whether it is live rather than a tombstone.
@@ -327,7 +329,7 @@ impl Slot {
             let index = next;
             let publication = self.publication(index);
             next = publication.after;
-            Some((self.record(index), publication.owner))
+            Some((self.record(index), self.owner_of(publication)))
         })
     }
 
@@ -339,7 +341,7 @@ impl Slot {
     fn content_of(&self, index: u32) -> Option<(u64, SessionId)> {
         let publication = self.publication(index);
         match publication.place() {
-            Place::Live(at) => Some((self.arena.get(at).checksum(), publication.owner)),
+            Place::Live(at) => Some((self.arena.get(at).checksum(), self.owner_of(publication))),
             Place::Tombstone | Place::Vacant => None,
         }
     }

@@ -57,7 +57,9 @@ fn is_read(mut disk: MemoryDisk) -> bool {
         let (_, resharded, queue) = read(&mut disk, shards).expect("what one shard can read, three can");
         assert_eq!(resharded, state, "{shards} shards read something else");
         let mut next = disk.clone();
-        let mut queue = queue;
+        let (mut before, mut queue) = (DiskQueue::default(), queue);
+        layout.clean_up(&mut before);
+        next.run_all(&mut before).expect("a good disk");
         layout.retire(&mut queue);
         next.run_all(&mut queue).expect("a good disk");
         let (later, again, _) = read(&mut next, shards).expect("what was just written can be read");

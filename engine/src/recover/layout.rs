@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{
     Files, RecoverConfig, RecoverError, Recovered, damaged,
-    read::{good_block_after, read_head, read_snapshot_head, read_stream},
+    read::{good_block_after, read_head, read_segments, read_snapshot_head},
 };
 use crate::{
     block::BlockHead,
@@ -233,6 +233,14 @@ impl Layout {
         Ok(())
     }
 
+    /// Whether a segment is not there though one behind it, or nothing of its stream, is. Segments before it say nothing: their
+    /// deletion may have been lost in a crash.
+    fn lacks(&self, first: &SegmentId) -> bool {
+        let Some(stream) = self.streams.get(&(first.epoch, first.shard)) else { return true };
+        let held = stream.segments.iter().map(|it| it.id.segment).find(|segment| *segment >= first.segment);
+        held.is_some_and(|held| held > first.segment)
+    }
+
     /// Leaves out what later heads and truncations say is not needed; refuses when what they need is not there.
     pub(super) fn drop_unneeded(&mut self, files: &mut dyn Files) -> Result<(), RecoverError> {
         let Some(last) = self.streams.values().next_back() else { return Ok(()) };
@@ -259,14 +267,13 @@ impl Layout {
                 }
             }
             // A truncation since that head is told by a frame; it is looked for only where a file is missed.
-            let missed = |first: &SegmentId| {
-                let stream = self.streams.get(&(first.epoch, first.shard));
-                stream.and_then(|it| it.segments.first()).is_none_or(|it| it.id.segment > first.segment)
-            };
-            if needed.values().any(missed) {
+            if needed.values().any(|first| self.lacks(first)) {
                 let mut truncations = Vec::new();
-                let stream = &self.streams[&(*epoch, *shard)];
-                read_stream(files, stream, &mut |frame, _| {
+                let held = &self.streams[&(*epoch, *shard)].segments;
+                // What stands before a hole should be gone.
+                let is_hole = |pair: &[Segment]| pair[1].id.segment != pair[0].id.segment + 1;
+                let from = held.windows(2).rposition(is_hole).map_or(0, |at| at + 1);
+                read_segments(files, &held[from..], &mut |frame, _| {
                     if let Frame::Truncated(to) = frame {
                         truncations.push(to);
                     }
@@ -279,9 +286,8 @@ impl Layout {
                 }
             }
         }
-        for ((epoch, shard), first) in &needed {
-            let held = self.streams.get(&(*epoch, *shard)).and_then(|it| it.segments.first());
-            if first.segment != u32::MAX && held.is_none_or(|held| held.id.segment > first.segment) {
+        for first in needed.values() {
+            if first.segment != u32::MAX && self.lacks(first) {
                 let what = "the journal goes on behind it".to_string();
                 return Err(RecoverError::Missing { file: first.file(), what });
             }

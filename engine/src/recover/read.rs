@@ -134,17 +134,26 @@ pub(super) fn read_stream(
     stream: &Stream,
     take: &mut Take<'_>,
 ) -> Result<StreamEnd, RecoverError> {
-    let mut end = StreamEnd { blocks: 0, bytes: 0, torn: None };
-    for (at, segment) in stream.segments.iter().enumerate() {
-        let next = stream.segments.get(at + 1);
-        read_segment(files, segment, next, &mut end, take)?;
-    }
+    let end = read_segments(files, &stream.segments, take)?;
     if end.blocks < stream.end
         && let Some(last) = stream.segments.last()
     {
         let at = end.torn.as_ref().map_or(last.bytes, |torn| torn.1);
         let what = format!("it ends after block {}, and had {} before", end.blocks, stream.end);
         return Err(damaged(&last.id.file(), at, what));
+    }
+    Ok(end)
+}
+
+/// Hands out the frames of segments that follow each other.
+pub(super) fn read_segments(
+    files: &mut dyn Files,
+    segments: &[Segment],
+    take: &mut Take<'_>,
+) -> Result<StreamEnd, RecoverError> {
+    let mut end = StreamEnd { blocks: 0, bytes: 0, torn: None };
+    for (at, segment) in segments.iter().enumerate() {
+        read_segment(files, segment, segments.get(at + 1), &mut end, take)?;
     }
     Ok(end)
 }

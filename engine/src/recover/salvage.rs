@@ -104,6 +104,8 @@ struct Salvage<'a> {
     /// Slots that have a snapshot, and those that the journals say have one.
     snapshots: BTreeSet<SlotId>,
     named: BTreeSet<SlotId>,
+    /// The revisions of the snapshots.
+    snapshots_at: BTreeMap<SlotId, Revision>,
 }
 
 /// Reads whatever is good in a directory. Files named in `ignore` are not looked at. An error only if the directory cannot be
@@ -121,6 +123,7 @@ pub fn salvage(files: &mut dyn Files, slot_count: u32, ignore: &[&str]) -> Resul
         needed: BTreeMap::new(),
         snapshots: BTreeSet::new(),
         named: BTreeSet::new(),
+        snapshots_at: BTreeMap::new(),
     };
     let (mut segments, mut retired) = (BTreeMap::new(), None);
     for (file, bytes) in listed {
@@ -258,6 +261,7 @@ impl Salvage<'_> {
             self.fault(&file, None, "it is the snapshot of another slot: left out");
             return Ok(());
         }
+        self.snapshots_at.insert(id, revision);
         let whole = all_good && head_slot.is_some() && said == Some(count);
         if all_good && !whole {
             self.fault(&file, None, format!("it has no end or lacks entries: {count} are kept"));
@@ -421,6 +425,10 @@ impl Salvage<'_> {
     /// What was read of a slot up to a revision counts no more.
     fn void(&mut self, slot: SlotId, up_to: Revision) {
         self.named.remove(&slot);
+        // As in a recovery: a snapshot of this very revision is that of a slot that came back unchanged, or holds the same.
+        if self.snapshots_at.get(&slot) == Some(&up_to) {
+            return;
+        }
         let newer = |found: &Found| {
             found.revision > up_to || found.partial.as_ref().is_some_and(|(revision, _)| *revision > up_to)
         };

@@ -93,7 +93,7 @@ impl Slot {
                 if publication.is_persistent() != change.is_persistent() {
                     return Err(Refusal::DurabilityMismatch);
                 }
-                if { publication.owner } != change.owner {
+                if self.owner_of(publication) != change.owner {
                     return Err(Refusal::NotOwner);
                 }
                 if change.version < publication.version() {
@@ -113,12 +113,13 @@ impl Slot {
 
     /// Removes at most `limit` of the ephemeral registrations that `session` owns: its lease has ended. Returns how many.
     pub fn remove_session(&mut self, session: SessionId, mark: u64, limit: usize) -> usize {
+        let Some(owner) = self.owners.find(session) else { return 0 };
         if self.session_digest(session).is_empty() {
             return 0;
         }
         let owned: Vec<Change> = self
             .live()
-            .filter(|(_, publication)| { publication.owner } == session)
+            .filter(|(_, publication)| { publication.owner } == owner)
             .map(|(_, publication)| self.removal_of(publication))
             .take(limit)
             .collect();
@@ -146,7 +147,7 @@ impl Slot {
                     register: tombstone.register,
                     version: tombstone.version,
                     epoch: 0,
-                    owner: publication.owner,
+                    owner: self.owner_of(publication),
                 };
                 self.write(|out| write_change(out, &forget));
                 self.apply_change(&forget, None, 0);
@@ -168,7 +169,7 @@ impl Slot {
             register: publication.register(&self.arena),
             version: publication.version(),
             epoch: 0,
-            owner: publication.owner,
+            owner: self.owner_of(publication),
         }
     }
 }

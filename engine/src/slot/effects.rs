@@ -2,6 +2,7 @@
 
 use super::{
     Slot, Tombstone, Touched,
+    owners::OwnerNumber,
     publication::{NIL, Place, Publication},
 };
 use crate::{
@@ -33,8 +34,8 @@ impl Slot {
                 let before = self.content_of(index);
                 let publication = &mut self.publications[index as usize];
                 (publication.number, publication.attach) = (change.version.number, change.version.attach);
-                publication.owner = change.owner;
                 let datum = publication.datum;
+                self.set_owner(index, change.owner);
                 self.enter_digest(index);
                 let after = self.content_of(index);
                 self.touched.push(Touched { datum, register: change.register, before, after });
@@ -93,11 +94,11 @@ impl Slot {
         let publication = &mut self.publications[index as usize];
         publication.number = change.version.number;
         publication.attach = change.version.attach;
-        publication.owner = change.owner;
         publication.datum = datum;
         publication.set_place(Place::Live(to));
+        let owner = self.set_owner(index, change.owner);
         let checksum = record.checksum();
-        self.enter(change.owner, fingerprint(change.datum, change.register, change.version, checksum));
+        self.enter(owner, fingerprint(change.datum, change.register, change.version, checksum));
         self.datum_mut(datum).bytes += record.bytes().len();
         let after = Some((checksum, change.owner));
         self.touched.push(Touched { datum, register: change.register, before, after });
@@ -122,9 +123,9 @@ impl Slot {
         }
         let entry = &mut self.publications[index as usize];
         entry.set_place(Place::Tombstone);
-        entry.owner = change.owner;
         entry.keep(change.register);
         (entry.number, entry.attach) = (change.version.number, change.version.attach);
+        self.set_owner(index, change.owner);
         self.tombstones.push_back(Tombstone {
             mark,
             datum: change.datum,
@@ -187,9 +188,11 @@ impl Slot {
         if let Ok(entry) = self.publication_index.find_entry(hash, |&at| at == index) {
             entry.remove();
         }
+        self.owners.unname(publication.owner);
         let vacant = self.publications_vacant;
         let entry = &mut self.publications[index as usize];
         entry.set_place(Place::Vacant);
+        entry.owner = OwnerNumber::NOBODY;
         entry.after = vacant;
         self.publications_vacant = index;
     }

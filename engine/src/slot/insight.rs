@@ -49,7 +49,7 @@ impl Slot {
         let publication = self.publications.get(place).ok_or(())?;
         let Place::Live(at) = publication.place() else { return Ok(None) };
         let datum = view(self.datum(publication.datum));
-        Ok(Some((datum, publication.register(&self.arena), publication.owner, self.arena.get(at))))
+        Ok(Some((datum, publication.register(&self.arena), self.owner_of(publication), self.arena.get(at))))
     }
 
     /// The data id behind a key.

@@ -1,7 +1,7 @@
 //! What a slot's memory is for.
 
 use super::{Datum, Publication, Slot, Tombstone, Touched};
-use crate::{digest::Digest, id::SessionId, memory::Memory};
+use crate::memory::Memory;
 
 impl Slot {
     /// Bytes by kind; readers belong to the shard. Costs a look at each segment, not at each registration.
@@ -13,7 +13,7 @@ impl Slot {
             + self.datums_vacant.capacity() * size_of::<u32>()
             + self.datum_index.allocation_size()
             + self.name_bytes
-            + self.session_digests.capacity() * size_of::<(SessionId, Digest)>();
+            + self.owners.bytes();
         Memory {
             payload: arena.live,
             dead: arena.dead,

@@ -1,10 +1,10 @@
 //! One registration in a slot's index, as dense as it can be: a node that holds ten million pays for every byte ten million
 //! times.
 
+use super::owners::OwnerNumber;
 use crate::{
     arena::{Arena, Location},
-    batch::Durability,
-    id::{RegisterId, SessionId, Version, mix64},
+    id::{RegisterId, Version, mix64},
 };
 
 /// No publication.
@@ -16,11 +16,11 @@ pub(super) const NIL: u32 = u32::MAX;
 #[repr(Rust, packed(4))]
 pub(crate) struct Publication {
     pub(super) number: u64,
-    pub(super) owner: SessionId,
     /// See [`Publication::place`].
     at: u32,
     pub(super) attach: u32,
     pub(super) datum: u32,
+    pub(super) owner: OwnerNumber,
     /// Neighbours in the list of the data id's live registrations. Without a record they hold the halves of the register
     /// id, and `after` of a vacant place is the next one.
     pub(super) before: u32,
@@ -28,7 +28,7 @@ pub(crate) struct Publication {
     pub(super) after: u32,
 }
 
-const _: () = assert!(size_of::<Publication>() == 36);
+const _: () = assert!(size_of::<Publication>() == 32);
 
 /// What stands where the location of a record would: no record lies in the segment that these would be in.
 const VACANT: u32 = Location::NOWHERE;
@@ -46,8 +46,15 @@ pub(super) enum Place {
 impl Publication {
     /// A registration that has neither record nor tombstone yet.
     pub(super) fn fresh(register: RegisterId, datum: u32) -> Self {
-        let mut fresh =
-            Self { number: 0, owner: SessionId(0), at: VACANT, attach: 0, datum, before: NIL, after: NIL };
+        let mut fresh = Self {
+            number: 0,
+            at: VACANT,
+            attach: 0,
+            datum,
+            owner: OwnerNumber::NOBODY,
+            before: NIL,
+            after: NIL,
+        };
         fresh.keep(register);
         fresh
     }
@@ -71,7 +78,7 @@ impl Publication {
     }
 
     pub(super) fn is_persistent(&self) -> bool {
-        Durability::of_owner(self.owner) == Durability::Persistent
+        self.owner == OwnerNumber::NOBODY
     }
 
     pub(super) fn version(&self) -> Version {

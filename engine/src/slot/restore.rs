@@ -40,14 +40,15 @@ impl Slot {
             let index = cursor.publication as u32;
             let publication = self.publication(index);
             if !matches!(publication.place(), Place::Vacant) {
+                let owner = self.owner_of(publication);
                 let change = Change {
                     kind: ChangeKind::Put,
-                    durability: Durability::of_owner(publication.owner),
+                    durability: Durability::of_owner(owner),
                     datum: self.datum(publication.datum).key,
                     register: publication.register(&self.arena),
                     version: publication.version(),
                     epoch: 0,
-                    owner: publication.owner,
+                    owner,
                 };
                 match publication.place() {
                     Place::Live(_) => write_put(out, &change, self.record(index)),
@@ -111,8 +112,7 @@ impl Slot {
 
     /// The session incarnations that own registrations here.
     pub fn owners(&self) -> impl Iterator<Item = SessionId> {
-        let owners = self.session_digests.iter().map(|(session, _)| *session);
-        owners.filter(|session| *session != SessionId::NOBODY)
+        self.owners.sessions()
     }
 
     fn knows(&self, datum: DatumKey) -> bool {

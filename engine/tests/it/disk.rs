@@ -309,6 +309,42 @@ fn a_missing_journal_file_is_refused_by_name() {
 }
 
 #[test]
+fn a_missing_journal_file_is_noticed_behind_one_that_should_be_gone() {
+    let mut kept = Kept::start(MemoryDisk::default(), 16 * 1024, 96 * 1024);
+    kept.fill(0, 10);
+    let first = kept.memory.names(".scj").remove(0);
+    let before = kept.memory.clone();
+    for round in 1..40 {
+        kept.fill(round * 100, 10);
+    }
+    let left = kept.memory.names(".scj");
+    assert!(left.len() >= 2 && !left.contains(&first), "{left:?}");
+    // Its deletion was lost in a crash.
+    kept.memory.put(&first, before.content(&first).expect("it was there"));
+    assert_eq!(recovered(&kept.memory, 1).expect("a good directory").0, kept.lists());
+    kept.memory.remove(&left[0]);
+    let error = recovered(&kept.memory, 1).map(|(lists, _)| lists).expect_err("a file is missing");
+    assert!(matches!(&error, RecoverError::Missing { file, .. } if *file == left[0]), "{error}");
+}
+
+#[test]
+fn a_batch_of_another_shard_is_refused_however_many_read_it() {
+    let (mut memory, _) = journal_only();
+    for file in memory.names(".scj") {
+        memory = edited(&memory, &file, |bytes| {
+            // The shard count in the head.
+            bytes[64 + 8] = 3;
+            crate::fuzz::repair::blocks(bytes);
+        });
+    }
+    for shards in [1, 2, 3] {
+        let error = recovered(&memory, shards).map(|(lists, _)| lists).expect_err("not what it says it is");
+        assert!(matches!(&error, RecoverError::Damaged { .. }), "{error}");
+        assert!(error.to_string().contains("another shard"), "{error}");
+    }
+}
+
+#[test]
 fn damaged_and_missing_snapshots_are_refused_by_name() {
     let mut kept = Kept::start(MemoryDisk::default(), 16 * 1024, 32 * 1024);
     for round in 0..40 {

@@ -10,7 +10,7 @@ use slotcast_engine::{
     id::{DataId, Nanos, ReaderId, ReplicaId, Revision, SessionId, SlotId},
     journal::JournalConfig,
     memory_disk::MemoryDisk,
-    recover::{Layout, RecoverConfig, recover_clustered},
+    recover::{Layout, RecoverConfig, recover_clustered, salvage},
     shard::Shard,
     slot::Slot,
     slot_state::SlotState,
@@ -228,6 +228,11 @@ fn a_slot_that_returned_unchanged_is_found_at_every_start() {
     assert_eq!(follower.files(), 1);
     // What one start would take for a leftover is missed by the next.
     for _ in 0..3 {
+        let salvaged =
+            salvage(&mut follower.memory.clone(), SLOTS, &[]).expect("a directory that can be read");
+        let found = salvaged.slots.get(&SLOT).expect("it is salvaged, too");
+        assert_eq!(content(held(&leader.shard, SLOT)), content(&found.slot));
+        assert!(found.is_whole && salvaged.faults.is_empty(), "{:?}", salvaged.faults);
         follower = follower.restart();
         assert_eq!(content(held(&leader.shard, SLOT)), content(follower.slot(SLOT).expect("held back")));
     }
