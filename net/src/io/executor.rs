@@ -10,7 +10,7 @@ use anyhow::anyhow;
 use crossbeam::channel::bounded;
 use glommio::{ExecutorJoinHandle, GlommioError, LocalExecutorBuilder, Placement};
 
-use crate::io::ring::locked::{LOCKED_ADVICE, LOCKED_PAUSE, LOCKED_WAIT, budget};
+use crate::io::ring::locked::{LOCKED_PAUSE, LOCKED_WAIT, advice, budget, try_ring};
 
 /// The least that glommio takes for file buffers. It registers them with each of its three rings, where they count as locked.
 const FILE_MEMORY_MIN: usize = 64 << 10;
@@ -32,6 +32,8 @@ where
     F: AsyncFnOnce() -> T + Send + 'static,
 {
     let file_memory = if budget().is_some() { FILE_MEMORY_MIN } else { file_memory.max(FILE_MEMORY_MIN) };
+    // glommio panics where there is none.
+    try_ring().map_err(|error| anyhow!("starting thread {name}: {error} ({})", advice(&error)))?;
     let make = Arc::new(Mutex::new(Some(make)));
     let end = Instant::now() + LOCKED_WAIT;
     loop {
@@ -53,9 +55,9 @@ where
             return Ok(thread);
         }
         match thread.join() {
-            Err(GlommioError::IoError(error)) if error.raw_os_error() == Some(libc::ENOMEM) => {
-                if Instant::now() >= end {
-                    return Err(anyhow!("starting thread {name}: {error} ({LOCKED_ADVICE})"));
+            Err(GlommioError::IoError(error)) => {
+                if error.raw_os_error() != Some(libc::ENOMEM) || Instant::now() >= end {
+                    return Err(anyhow!("starting thread {name}: {error} ({})", advice(&error)));
                 }
                 thread::sleep(LOCKED_PAUSE);
             }

@@ -10,7 +10,7 @@ use std::{
 use io_uring::{IoUring, types::BufRingEntry};
 
 use super::{
-    locked::{BUFFERS_MIN, LOCKED_ADVICE, when_unlocked},
+    locked::{BUFFERS_MIN, advice, when_unlocked},
     memory::Pages,
 };
 
@@ -54,7 +54,7 @@ impl RecvBuffers {
                 Err(error) => {
                     return Err(io::Error::new(
                         error.kind(),
-                        format!("registering {count} receive buffers: {error} ({LOCKED_ADVICE})"),
+                        format!("registering {count} receive buffers: {error} ({})", advice(&error)),
                     ));
                 }
             }

@@ -8,6 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use io_uring::IoUring;
 use rustix::{
     process::{Resource, getrlimit},
     thread::{CapabilitySet, capabilities},
@@ -80,8 +81,24 @@ pub(super) fn when_unlocked<T>(mut make: impl FnMut() -> io::Result<T>) -> io::R
     }
 }
 
-/// What to do about `ENOMEM`, for whoever reads the error.
-pub const LOCKED_ADVICE: &str = "the rings of this user's processes have locked all memory that it may lock; raise RLIMIT_MEMLOCK (ulimit -l), or give CAP_IPC_LOCK";
+/// Makes and drops the smallest ring, to learn whether this process may have any.
+pub fn try_ring() -> io::Result<()> {
+    when_unlocked(|| IoUring::new(2)).map(drop)
+}
+
+/// What whoever reads the error can do about it.
+pub fn advice(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::ENOMEM) => {
+            "the rings of this user's processes have locked all memory that it may lock; raise RLIMIT_MEMLOCK (ulimit -l), or give CAP_IPC_LOCK"
+        }
+        Some(libc::EPERM | libc::EACCES) => {
+            "io_uring is forbidden here: by the sysctl kernel.io_uring_disabled, or by the seccomp profile of a container"
+        }
+        Some(libc::ENOSYS) => "this kernel has no io_uring; Linux 5.19 or newer is needed",
+        _ => "see io_uring_setup(2)",
+    }
+}
 
 #[cfg(test)]
 mod tests {

@@ -7,7 +7,7 @@ use rustix::process::{Resource, getrlimit};
 
 use super::{
     RingConfig,
-    locked::{LOCKED_ADVICE, when_unlocked},
+    locked::{advice, when_unlocked},
 };
 
 pub(super) const ENTRIES_MIN: u32 = 64;
@@ -118,9 +118,8 @@ pub(super) fn make_ring(features: &mut Features) -> io::Result<IoUring> {
                     features.sq_entries = sq / 2;
                     features.cq_entries = (cq / 2).max(sq / 2);
                 }
-                (code, _) => {
-                    let advice =
-                        if code == Some(libc::ENOMEM) { LOCKED_ADVICE } else { "see io_uring_setup(2)" };
+                _ => {
+                    let advice = advice(&error);
                     return Err(io::Error::new(
                         error.kind(),
                         format!("making a ring of {sq}/{cq} entries: {error} ({advice})"),
