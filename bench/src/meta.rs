@@ -320,6 +320,7 @@ impl World {
                     slot: SlotId(slot as u16),
                     state: if at == 0 { HeldState::Accept } else { HeldState::Following },
                     is_whole: false,
+                    has_persistent: false,
                     leader_epoch: entry.leader_epoch,
                     in_sync: if at == 0 { others.collect() } else { Vec::new() },
                 });

@@ -41,6 +41,9 @@ pub enum ChangeKind {
     Name = 4,
     /// Drops a tombstone that nobody can miss any more.
     Forget = 5,
+    /// Removes a registration because the lease of its owner has ended. A tombstone keeps its version; should the owner turn
+    /// out to live, it may put that very version again.
+    Expire = 6,
 }
 
 /// How long a registration lives.
@@ -140,6 +143,7 @@ impl<'a> Entry<'a> {
             3 => ChangeKind::Remove,
             4 => ChangeKind::Name,
             5 => ChangeKind::Forget,
+            6 => ChangeKind::Expire,
             _ => return Err(unknown),
         };
         let durability = match bytes[1] {
@@ -180,10 +184,10 @@ impl<'a> Entry<'a> {
                     return Err(BatchError::Length(len));
                 }
             }
-            ChangeKind::Touch | ChangeKind::Remove | ChangeKind::Forget if body != 0 => {
+            ChangeKind::Touch | ChangeKind::Remove | ChangeKind::Forget | ChangeKind::Expire if body != 0 => {
                 return Err(BatchError::Length(len));
             }
-            ChangeKind::Touch | ChangeKind::Remove | ChangeKind::Forget => {}
+            ChangeKind::Touch | ChangeKind::Remove | ChangeKind::Forget | ChangeKind::Expire => {}
         }
         Ok(entry)
     }
@@ -205,7 +209,7 @@ impl<'a> Entry<'a> {
     }
 }
 
-/// Appends an entry without its record: what a touch, a removal or a forget consists of.
+/// Appends an entry without its record: what a touch, a removal, an expiry or a forget consists of.
 pub fn write_change(out: &mut Vec<u8>, change: &Change) {
     write_fixed(out, change, ENTRY_BYTES);
 }

@@ -58,6 +58,20 @@ impl Leases {
         Ok(())
     }
 
+    /// Gives a session a whole lease although it was not heard: something of it was found here, or is decided on here from now
+    /// on. What was known of when it came and fell silent stays; of one that is not known here it is known that somebody who
+    /// led heard it within the last lease.
+    pub fn grant(&mut self, session: SessionId, now: Nanos) -> Result<(), Refusal> {
+        if self.ended.contains(&session) {
+            return Err(Refusal::SessionEnded);
+        }
+        let expires = now.after(self.duration);
+        let silent = Nanos(now.0.saturating_sub(self.duration));
+        let lease = self.leases.entry(session).or_insert(Lease { opened: silent, renewed: silent, expires });
+        lease.expires = expires;
+        Ok(())
+    }
+
     /// Whether the lease is running.
     pub fn is_alive(&self, session: SessionId) -> bool {
         self.leases.contains_key(&session)
@@ -171,6 +185,43 @@ mod tests {
         assert!(leases.is_alive(SessionId(0)) && !leases.is_alive(SessionId(1)));
         assert_eq!(leases.renew(SessionId(1), at(90)), Ok(()), "forgotten, not ended");
         assert_eq!(leases.tick(at(91)), []);
+    }
+
+    #[test]
+    fn a_lease_that_was_granted_is_of_a_session_that_fell_silent_before() {
+        // Two sessions fall silent at 10 s, where nothing is led; two others come instead. Then something of the former is led.
+        let mut leases = leases(2);
+        for second in 1..=40 {
+            if second <= 10 {
+                (0..2).for_each(|session| leases.renew(SessionId(session), at(second)).unwrap());
+            } else {
+                (2..4).for_each(|session| leases.renew(SessionId(session), at(second)).unwrap());
+            }
+            leases.rest(at(second), |session| session == SessionId(1) || second > 10 && session.0 > 1);
+        }
+        assert!(!leases.is_alive(SessionId(0)), "forgotten, and the other has a link");
+        (0..2).for_each(|session| leases.grant(SessionId(session), at(40)).unwrap());
+        for second in 41..=70 {
+            (2..4).for_each(|session| leases.renew(SessionId(session), at(second)).unwrap());
+            let ended = leases.tick(at(second));
+            assert_eq!(ended.len(), if second == 70 { 2 } else { 0 }, "after {second} s");
+        }
+        assert_eq!(leases.grant(SessionId(0), at(70)), Err(Refusal::SessionEnded));
+    }
+
+    #[test]
+    fn sessions_that_were_there_before_stand_for_nobody() {
+        let mut leases = leases(2);
+        (1..=100).for_each(|second| {
+            (0..2).for_each(|session| leases.renew(SessionId(session), at(second)).unwrap());
+            assert!(leases.tick(at(second)).is_empty());
+        });
+        (2..4).for_each(|session| leases.grant(SessionId(session), at(100)).unwrap());
+        for second in 101..=200 {
+            (0..2).for_each(|session| leases.renew(SessionId(session), at(second)).unwrap());
+            assert!(leases.tick(at(second)).is_empty(), "half of the sessions are not heard");
+        }
+        assert_eq!(leases.held_back(), 2);
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //!
 //! Invariant: readers only ever see sealed revisions; between a first admitted write and [`Slot::seal`] nothing is read.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use hashbrown::HashTable;
 
@@ -49,6 +49,8 @@ mod publication;
 mod relocate;
 
 mod restore;
+
+mod returning;
 
 use chunks::Chunks;
 pub(crate) use follow::Checks;
@@ -148,6 +150,9 @@ pub struct Slot {
     digest: Digest,
     owners: Owners,
     tombstones: VecDeque<Tombstone>,
+    /// How often what had expired has returned, or was removed after all, in the version that it had: so many of its entries in
+    /// `tombstones` are of before.
+    returned: BTreeMap<(DatumKey, RegisterId, Version), u32>,
     idle: VecDeque<u32>,
     lineage: Lineage,
     /// Others follow its batches, which then name a data id again whenever it gets its first registration.
@@ -183,6 +188,7 @@ impl Slot {
             digest: Digest::default(),
             owners: Owners::default(),
             tombstones: VecDeque::new(),
+            returned: BTreeMap::new(),
             idle: VecDeque::new(),
             lineage: Lineage::default(),
             tells_names: false,
@@ -342,7 +348,7 @@ impl Slot {
         let publication = self.publication(index);
         match publication.place() {
             Place::Live(at) => Some((self.arena.get(at).checksum(), self.owner_of(publication))),
-            Place::Tombstone | Place::Vacant => None,
+            Place::Tombstone { .. } | Place::Vacant => None,
         }
     }
 
@@ -355,7 +361,7 @@ impl Slot {
     fn record(&self, index: u32) -> Record<'_> {
         match self.publication(index).place() {
             Place::Live(at) => self.arena.get(at),
-            Place::Tombstone | Place::Vacant => unreachable!("only live registrations have records"),
+            Place::Tombstone { .. } | Place::Vacant => unreachable!("only live registrations have records"),
         }
     }
 

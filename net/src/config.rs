@@ -236,6 +236,7 @@ impl Config {
             first_wait: nanos(meta.first_wait),
             warm_up: nanos(meta.warm_up),
             sync_timeout: nanos(meta.sync_timeout),
+            unclean_leaders: meta.unclean_leaders,
             ..MetaConfig::new(&self.cluster, self.slot_count)
         };
         Ok(MetaOptions {

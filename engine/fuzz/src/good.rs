@@ -74,6 +74,7 @@ pub(super) fn entries() -> Vec<Vec<u8>> {
     let touch = change(ChangeKind::Touch, &service(2), 3, 9, 1);
     write_change(&mut all, &touch);
     write_change(&mut all, &Change { kind: ChangeKind::Forget, ..touch });
+    write_change(&mut all, &Change { kind: ChangeKind::Expire, ..touch });
     vec![frame(0, 1), all]
 }
 

@@ -248,7 +248,7 @@ impl Shard {
         for session in owners {
             // Nobody may have had a reason to be heard here so far: the lease of every owner begins anew. Whoever has ended here
             // meanwhile has no say any more, and what it owned goes.
-            if self.leases.renew(session, now).is_err() {
+            if self.leases.grant(session, now).is_err() {
                 self.ending.push_back((session, slot));
             }
         }

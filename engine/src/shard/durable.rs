@@ -1,6 +1,6 @@
 //! The shard's durable side: what it recovered, and what it asks of the disk.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use super::{Acknowledgement, PendingAck, Shard, ShardConfig};
 use crate::{
@@ -73,6 +73,11 @@ impl DurableAcks {
         }
     }
 
+    /// The slots of which something is to be durable before it is acknowledged, some more than once.
+    fn slots(&self) -> impl Iterator<Item = SlotId> {
+        self.waiting.iter().flat_map(|waiting| &waiting.persistent).map(|change| change.slot)
+    }
+
     /// Moves on what the disk, and the replicas that have to have it, have decided on.
     fn decide(&mut self, fate: impl Fn(u64) -> Fate, replicas_have: impl Fn(SlotId, Revision) -> bool) {
         let waits = |waiting: &Waiting| match waiting.frame.map(&fate) {
@@ -127,6 +132,12 @@ impl Shard {
     /// Write frames that wait for the disk before they are acknowledged.
     pub fn awaiting_disk(&self) -> usize {
         self.durable_acks.waiting.len()
+    }
+
+    /// The slots held here that have a persistent registration, or of which a change of one waits to be acknowledged.
+    pub fn persistent_slots(&self) -> BTreeSet<SlotId> {
+        let held = self.slots.iter().filter(|slot| !slot.session_digest(SessionId::NOBODY).is_empty());
+        held.map(Slot::id).chain(self.durable_acks.slots()).collect()
     }
 
     /// Whether a change may have its durability class: an ephemeral one is of the session that sends it, a persistent one of

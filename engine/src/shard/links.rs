@@ -73,6 +73,15 @@ impl Shard {
         Ok(*self.sequences.entry(session).or_insert(0))
     }
 
+    /// Bytes have come over a session's link, whatever they say: it lives, and its lease begins anew.
+    pub fn handle_bytes(&mut self, reader: ReaderId, now: Nanos) {
+        self.now = now;
+        if let Some(session) = self.links.get(&reader).and_then(|link| link.session) {
+            // One whose lease has ended stays refused, and hears so when it asks for something.
+            let _ = self.leases.renew(session, now);
+        }
+    }
+
     /// Whether a session that was linked to another run may still come: if this run has not heard of it for a lease, its
     /// lease has ended, and what it holds may have been removed since without a trace.
     pub fn expects(&self, session: SessionId, now: Nanos) -> bool {

@@ -157,7 +157,7 @@ impl Shard {
                 }
                 slot.admit_remove(&change, self.mark)
             }
-            ChangeKind::Touch | ChangeKind::Forget => Err(Refusal::RecordInvalid),
+            ChangeKind::Touch | ChangeKind::Forget | ChangeKind::Expire => Err(Refusal::RecordInvalid),
         };
         if was_clean && slot.open_changes() > 0 {
             self.dirty.push(slot_id);

@@ -64,7 +64,7 @@ impl Slot {
                     return Ok(());
                 }
                 replaced_bytes = stored.bytes().len();
-            } else if change.version <= known {
+            } else if change.version < known || change.version == known && !self.may_return(index, &change) {
                 return Err(Refusal::Superseded);
             }
         }
@@ -73,6 +73,9 @@ impl Slot {
         let full = full || self.arena.is_full();
         if full || held.bytes - replaced_bytes + record.bytes().len() > DATUM_BYTES_MAX {
             return Err(Refusal::DatumFull);
+        }
+        if let Some(index) = found {
+            self.note_returned(index, change.version);
         }
         self.open_persistent |= change.is_persistent();
         self.name_again(datum);
@@ -99,8 +102,12 @@ impl Slot {
                 if change.version < publication.version() {
                     return Err(Refusal::Superseded);
                 }
-            } else if change.version <= publication.version() {
+            } else if change.version < publication.version()
+                || change.version == publication.version() && !self.may_return(index, change)
+            {
                 return Ok(());
+            } else {
+                self.note_returned(index, change.version);
             }
         }
         let remove = Change { kind: ChangeKind::Remove, ..*change };
@@ -111,7 +118,8 @@ impl Slot {
         Ok(())
     }
 
-    /// Removes at most `limit` of the ephemeral registrations that `session` owns: its lease has ended. Returns how many.
+    /// Removes at most `limit` of the ephemeral registrations that `session` owns: its lease has ended. Returns how many. Should
+    /// it turn out to live, it may put them again (see [`ChangeKind::Expire`]).
     pub fn remove_session(&mut self, session: SessionId, mark: u64, limit: usize) -> usize {
         let Some(owner) = self.owners.find(session) else { return 0 };
         if self.session_digest(session).is_empty() {
@@ -120,7 +128,7 @@ impl Slot {
         let owned: Vec<Change> = self
             .live()
             .filter(|(_, publication)| { publication.owner } == owner)
-            .map(|(_, publication)| self.removal_of(publication))
+            .map(|(_, publication)| self.expiry_of(publication))
             .take(limit)
             .collect();
         for change in &owned {
@@ -136,10 +144,13 @@ impl Slot {
         let mut forgotten = 0;
         while forgotten < limit && self.tombstones.front().is_some_and(|tombstone| tombstone.mark < mark) {
             let Some(tombstone) = self.tombstones.pop_front() else { break };
+            if self.is_of_returned(&tombstone) {
+                continue;
+            }
             let Some(index) = self.find(tombstone.datum, tombstone.register) else { continue };
             let publication = self.publication(index);
             let same = publication.version() == tombstone.version;
-            if same && matches!(publication.place(), Place::Tombstone) {
+            if same && matches!(publication.place(), Place::Tombstone { .. }) {
                 let forget = Change {
                     kind: ChangeKind::Forget,
                     durability: Durability::Ephemeral,
@@ -161,9 +172,9 @@ impl Slot {
         self.open.append(write);
     }
 
-    pub(super) fn removal_of(&self, publication: &Publication) -> Change {
+    pub(super) fn expiry_of(&self, publication: &Publication) -> Change {
         Change {
-            kind: ChangeKind::Remove,
+            kind: ChangeKind::Expire,
             durability: Durability::Ephemeral,
             datum: self.datum(publication.datum).key,
             register: publication.register(&self.arena),

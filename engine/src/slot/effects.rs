@@ -40,11 +40,11 @@ impl Slot {
                 let after = self.content_of(index);
                 self.touched.push(Touched { datum, register: change.register, before, after });
             }
-            (ChangeKind::Remove, _) => self.apply_remove(change, mark),
+            (ChangeKind::Remove | ChangeKind::Expire, _) => self.apply_remove(change, mark),
             (ChangeKind::Forget, _) => {
                 let Some(index) = self.find(change.datum, change.register) else { return };
                 let publication = *self.publication(index);
-                if matches!(publication.place(), Place::Tombstone) {
+                if matches!(publication.place(), Place::Tombstone { .. }) {
                     self.vacate(index);
                     let datum = self.datum_mut(publication.datum);
                     datum.tombstones -= 1;
@@ -78,7 +78,7 @@ impl Slot {
                         self.datum_mut(datum).bytes -= self.arena.get(from).bytes().len();
                         self.arena.release(from);
                     }
-                    Place::Tombstone | Place::Vacant => {
+                    Place::Tombstone { .. } | Place::Vacant => {
                         self.datum_mut(datum).tombstones -= 1;
                         self.link(index, datum);
                     }
@@ -119,10 +119,10 @@ impl Slot {
                 self.datum_mut(datum).tombstones += 1;
             }
             Place::Vacant => self.datum_mut(datum).tombstones += 1,
-            Place::Tombstone => {}
+            Place::Tombstone { .. } => {}
         }
         let entry = &mut self.publications[index as usize];
-        entry.set_place(Place::Tombstone);
+        entry.set_place(Place::Tombstone { is_final: change.kind == ChangeKind::Remove });
         entry.keep(change.register);
         (entry.number, entry.attach) = (change.version.number, change.version.attach);
         self.set_owner(index, change.owner);

@@ -98,7 +98,7 @@ impl Slot {
         if !had_begun {
             self.restart_log();
         }
-        self.tombstones.iter_mut().for_each(|tombstone| tombstone.mark = mark);
+        self.mark_tombstones(mark);
     }
 
     /// Finds what must not be applied in a batch. `is_partial`: the rest of this copy is still to come, so something may be
@@ -209,7 +209,7 @@ impl Slot {
         while let Some(oldest) = self.tombstones.front() {
             let found = self.find(oldest.datum, oldest.register).map(|index| self.publication(index));
             let stands = found.is_some_and(|found| {
-                matches!(found.place(), Place::Tombstone) && found.version() == oldest.version
+                matches!(found.place(), Place::Tombstone { .. }) && found.version() == oldest.version
             });
             if stands {
                 return;

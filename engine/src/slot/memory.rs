@@ -1,7 +1,10 @@
 //! What a slot's memory is for.
 
 use super::{Datum, Publication, Slot, Tombstone, Touched};
-use crate::memory::Memory;
+use crate::{
+    id::{DatumKey, RegisterId, Version},
+    memory::Memory,
+};
 
 impl Slot {
     /// Bytes by kind; readers belong to the shard. Costs a look at each segment, not at each registration.
@@ -21,6 +24,7 @@ impl Slot {
             index,
             history: self.log.bytes(),
             tombstones: self.tombstones.capacity() * size_of::<Tombstone>()
+                + self.returned.len() * size_of::<((DatumKey, RegisterId, Version), u32)>()
                 + self.idle.capacity() * size_of::<u32>(),
             readers: 0,
             batches: self.open.capacity() + self.touched.capacity() * size_of::<Touched>(),

@@ -34,13 +34,18 @@ const _: () = assert!(size_of::<Publication>() == 32);
 const VACANT: u32 = Location::NOWHERE;
 /// See [`VACANT`].
 const TOMBSTONE: u32 = Location::NOWHERE + 1;
+/// See [`VACANT`].
+const EXPIRED: u32 = Location::NOWHERE + 2;
 
 /// Where a registration's record is.
 #[derive(Clone, Copy)]
 pub(super) enum Place {
     Vacant,
     Live(Location),
-    Tombstone,
+    /// `is_final`: it was removed by request. Otherwise its owner's lease ended, and the owner may put the same version again.
+    Tombstone {
+        is_final: bool,
+    },
 }
 
 impl Publication {
@@ -63,7 +68,8 @@ impl Publication {
     pub(super) fn place(&self) -> Place {
         match self.at {
             VACANT => Place::Vacant,
-            TOMBSTONE => Place::Tombstone,
+            TOMBSTONE => Place::Tombstone { is_final: true },
+            EXPIRED => Place::Tombstone { is_final: false },
             at => Place::Live(Location::from_bits(at)),
         }
     }
@@ -72,7 +78,8 @@ impl Publication {
     pub(super) fn set_place(&mut self, place: Place) {
         self.at = match place {
             Place::Vacant => VACANT,
-            Place::Tombstone => TOMBSTONE,
+            Place::Tombstone { is_final: true } => TOMBSTONE,
+            Place::Tombstone { is_final: false } => EXPIRED,
             Place::Live(at) => at.to_bits(),
         };
     }
@@ -89,7 +96,7 @@ impl Publication {
     pub(super) fn register(&self, arena: &Arena) -> RegisterId {
         match self.place() {
             Place::Live(at) => arena.get(at).register(),
-            Place::Tombstone | Place::Vacant => {
+            Place::Tombstone { .. } | Place::Vacant => {
                 RegisterId(u64::from(self.before) << 32 | u64::from(self.after))
             }
         }

@@ -16,7 +16,7 @@ pub struct ScanCursor {
 
 impl Slot {
     /// Appends change entries that make up this slot's state to `out` until about `budget` bytes are written: names, then
-    /// live registrations as puts and tombstones as removals. Returns how many, and whether the scan is complete.
+    /// live registrations as puts and tombstones as removals or expiries. Returns how many, and whether the scan is complete.
     ///
     /// The slot may change between two steps. What changed after the scan began may be in the scan or not; applying all
     /// batches since the beginning over it gives the exact state.
@@ -52,6 +52,9 @@ impl Slot {
                 };
                 match publication.place() {
                     Place::Live(_) => write_put(out, &change, self.record(index)),
+                    Place::Tombstone { is_final: false } => {
+                        write_change(out, &Change { kind: ChangeKind::Expire, ..change });
+                    }
                     _ => write_change(out, &Change { kind: ChangeKind::Remove, ..change }),
                 }
                 entries += 1;

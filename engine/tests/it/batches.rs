@@ -155,8 +155,8 @@ fn a_batch_reads_back_as_it_was_sealed() {
     assert_eq!((batch.slot(), batch.changes()), (SlotId(3), 6));
     assert_eq!((batch.previous(), batch.revision()), (opened, opened.next()));
     let kinds: Vec<ChangeKind> = batch.entries().map(|entry| entry.unwrap().change.kind).collect();
-    use ChangeKind::{Forget, Name, Put, Remove, Touch};
-    assert_eq!(kinds, [Name, Put, Put, Touch, Remove, Forget]);
+    use ChangeKind::{Expire, Forget, Name, Put, Touch};
+    assert_eq!(kinds, [Name, Put, Put, Touch, Expire, Forget]);
     let lengths: usize = batch.entries().map(|entry| entry.unwrap().bytes().len()).sum();
     assert_eq!(bytes.len(), HEADER_BYTES + lengths);
     let put = batch.entries().nth(1).unwrap().unwrap();
@@ -212,6 +212,7 @@ fn an_entry_that_lies_about_itself_is_refused() {
     assert!(matches!(with(&name, 31, 0xff), Some(BatchError::Length(_))), "an endless name");
     assert!(matches!(with(&remove, 0, ChangeKind::Put as u8), Some(BatchError::Record(_))), "no record");
     assert!(matches!(with(&put, 0, ChangeKind::Remove as u8), Some(BatchError::Length(_))), "too much");
+    assert!(matches!(with(&put, 0, ChangeKind::Expire as u8), Some(BatchError::Length(_))), "too much");
     for bytes in [&put, &name, &remove] {
         assert!(Entry::read(bytes).is_ok());
         for cut in 0..bytes.len() {

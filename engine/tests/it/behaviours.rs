@@ -330,6 +330,25 @@ fn a_silent_session_loses_its_registrations_after_its_lease_and_is_refused_for_e
 }
 
 #[test]
+fn whatever_comes_over_a_link_renews_the_lease() {
+    let (mut node, id) = with_one_publisher();
+    for _ in 0..4 {
+        (2..=3).for_each(|session| _ = node.heartbeat(session, 0));
+        node.shard.handle_bytes(ReaderId(1), node.now);
+        node.tick_after(900 * MILLI);
+        node.turn();
+    }
+    assert_eq!(node.registers(&id), [7]);
+    while node.shard.is_alive(SessionId(1)) {
+        (2..=3).for_each(|session| _ = node.heartbeat(session, 0));
+        node.shard.handle_bytes(ReaderId(8), node.now);
+        node.tick_after(900 * MILLI);
+    }
+    node.shard.handle_bytes(ReaderId(1), node.now);
+    assert!(!node.shard.is_alive(SessionId(1)), "a lease that has ended does not begin anew");
+}
+
+#[test]
 fn when_more_than_a_third_of_the_sessions_are_late_together_nothing_is_removed() {
     let mut node = Node::with_sessions(1..=5);
     let id = data_id("checkout");

@@ -225,6 +225,9 @@ pub struct MetaSection {
     /// How long a new member may take to get in sync before others are moved in spite of it.
     #[serde(with = "humantime_serde")]
     pub sync_timeout: Duration,
+    /// Whether a slot with persistent publishers may be led by a member that is not in sync, where none that is in sync is
+    /// there: what was acknowledged may be missing or older then. For an emergency.
+    pub unclean_leaders: bool,
     /// The CPU of the peers' thread; not pinned if absent.
     pub cpu: Option<usize>,
 }
@@ -304,6 +307,7 @@ impl Default for MetaSection {
             first_wait: nanos(core.first_wait),
             warm_up: nanos(core.warm_up),
             sync_timeout: nanos(core.sync_timeout),
+            unclean_leaders: core.unclean_leaders,
             cpu: None,
         }
     }

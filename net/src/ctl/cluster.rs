@@ -150,6 +150,7 @@ pub(super) fn status(Status { view, replication }: &Status) -> String {
     row("slots without a leader", it.slots_without_leader.to_string());
     row("slots whose leader is silent", it.slots_with_absent_leader.to_string());
     row("slots with too few in sync", it.slots_short.to_string());
+    row("slots waiting for a node in sync", it.slots_waiting.to_string());
     row("slots given to a node that was not in sync", it.slots_unclean.to_string());
     row("moves under way", it.moves.to_string());
     row("leases held back", it.leases_held_back.to_string());

@@ -101,6 +101,9 @@ pub(super) struct Cluster {
     metrics: ClusterMetrics,
 }
 
+/// What stands for the table where that does not say yet that a slot may have persistent publishers.
+const TABLE: NodeNumber = NodeNumber(NodeNumber::LIMIT);
+
 /// What stands for the link of a follower that the table counts as in sync and that is not linked: it never acknowledges.
 fn nobody(node: NodeNumber) -> ReplicaId {
     ReplicaId(u32::MAX - node.0)
@@ -407,6 +410,8 @@ impl Cluster {
             sync.look(followers, revision, now, self.config.replica_lag_max, lag_of);
             out_of_sync += followers.len() - sync.told().count();
             let waited = sync.waited_for().map(|node| link_of(node).unwrap_or(nobody(node)));
+            let is_known = self.table.slots[usize::from(slot.0)].has_persistent;
+            let waited = waited.chain((!is_known).then_some(nobody(TABLE)));
             let waited = (epoch, waited.collect::<Vec<_>>());
             if self.waited_for.get(&slot) != Some(&waited) {
                 shard.set_in_sync(slot, &waited.1);
@@ -423,7 +428,8 @@ impl Cluster {
     fn tell(&mut self, shard: &Shard) {
         let (number, shards) = shard.placement();
         let slots = (0..self.table.slots.len() as u16).map(SlotId);
-        let held_back: BTreeSet<SlotId> = shard.held_back().collect();
+        let (held_back, persistent): (BTreeSet<SlotId>, _) =
+            (shard.held_back().collect(), shard.persistent_slots());
         let slots = slots.filter(|slot| slot.shard(shards) == number).filter_map(|slot| {
             let refused = self.refused.get(&slot).copied();
             let state = match shard.state(slot) {
@@ -440,6 +446,7 @@ impl Cluster {
                 slot,
                 state,
                 is_whole: !entry.is_unclean,
+                has_persistent: entry.has_persistent || persistent.contains(&slot),
                 // Above what was asked for in vain, so that it is not asked for again.
                 leader_epoch: shard.known_epoch(slot).max(refused.map_or(0, |epoch| epoch + 1)),
                 in_sync,

@@ -266,6 +266,7 @@ impl Node {
             return;
         }
         let mut decoder = std::mem::take(&mut link.decoder);
+        self.shard.handle_bytes(ReaderId(index as u32), now);
         let result = decoder.feed(bytes, FRAME_BYTES_MAX, |frame| {
             self.metrics.frames_received.inc();
             if self.is_of_follower(index, &frame) {

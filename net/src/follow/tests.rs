@@ -144,7 +144,17 @@ fn reports_are_told_until_they_are_acknowledged() {
     assert!(sent(&mut link, Nanos(701 * MS)).is_empty(), "nothing is new");
     let state = crate::wire::meta::HeldState::Accept;
     let slot = slotcast_engine::id::SlotId(1);
-    link.set_slots(1, vec![SlotReport { slot, state, is_whole: false, leader_epoch: 1, in_sync: vec![] }]);
+    link.set_slots(
+        1,
+        vec![SlotReport {
+            slot,
+            state,
+            is_whole: false,
+            has_persistent: false,
+            leader_epoch: 1,
+            in_sync: vec![],
+        }],
+    );
     assert!(reports(sent(&mut link, Nanos(702 * MS))), "news goes at once");
 }
 

@@ -74,6 +74,9 @@ pub struct MetaConfig {
     pub sync_timeout: u64,
     /// Shortest time between two tables.
     pub round_interval: u64,
+    /// Whether a slot with persistent publishers may be led by a member that is not in sync, where none that is in sync is
+    /// there. What was acknowledged may be missing or older then.
+    pub unclean_leaders: bool,
     /// Bytes of recent deltas kept for peers that are behind.
     pub history_bytes_max: usize,
 }
@@ -96,6 +99,7 @@ impl MetaConfig {
             warm_up: FIND_MAX,
             sync_timeout: 60_000 * ms,
             round_interval: 50 * ms,
+            unclean_leaders: false,
             history_bytes_max: 8 << 20,
         }
     }
@@ -193,6 +197,8 @@ pub struct MetaCore {
     drains: BTreeMap<Arc<str>, bool>,
     first_node_at: Option<Nanos>,
     held_back: usize,
+    /// Slots that wait for a member in sync.
+    waiting: usize,
     dirty: bool,
     round_at: Nanos,
     outputs: VecDeque<Output>,
@@ -222,6 +228,7 @@ impl MetaCore {
             drains: BTreeMap::new(),
             first_node_at: None,
             held_back: 0,
+            waiting: 0,
             dirty: false,
             round_at: Nanos(0),
             outputs: VecDeque::new(),

@@ -21,6 +21,7 @@ pub struct MetaMetrics {
     pub nodes_alive: Gauge,
     pub slots_without_leader: Gauge,
     pub slots_short: Gauge,
+    pub slots_waiting: Gauge,
     pub slots_unclean: Gauge,
     pub moves_under_way: Gauge,
     pub leases_held_back: Gauge,
@@ -39,7 +40,9 @@ const COUNTERS: [(&str, &str, Value); 13] = [
     ("meta_tables", "Slot tables made", |it| it.tables),
     ("meta_leaders_changed", "Slots given to another leader", |it| it.leaders_changed),
     ("meta_moves", "Members added and leaders handed over", |it| it.moves),
-    ("meta_unclean", "Slots given to a node that was not in sync", |it| it.unclean),
+    ("meta_unclean", "Slots with persistent publishers given to a node that was not in sync", |it| {
+        it.unclean
+    }),
     ("meta_deltas_sent", "Deltas of the table sent", |it| it.deltas_sent),
     ("meta_table_bytes", "Bytes of tables and deltas sent", |it| it.delta_bytes),
     ("meta_wholes_sent", "Whole tables sent", |it| it.wholes_sent),
@@ -75,7 +78,14 @@ impl MetaMetrics {
                 "Slots that nobody leads, or an absent node",
             ),
             slots_short: gauge("meta_slots_short", "Slots with fewer members in sync than wanted"),
-            slots_unclean: gauge("meta_slots_unclean", "Slots that went to a node that was not in sync"),
+            slots_waiting: gauge(
+                "meta_slots_waiting",
+                "Slots with persistent publishers of which no member in sync is there",
+            ),
+            slots_unclean: gauge(
+                "meta_slots_unclean",
+                "Slots with persistent publishers that went to a node that was not in sync",
+            ),
             moves_under_way: gauge("meta_moves_under_way", "New members that are not in sync yet"),
             leases_held_back: gauge(
                 "meta_leases_held_back",
@@ -104,6 +114,7 @@ impl MetaMetrics {
         let without = status.slots_without_leader + status.slots_with_absent_leader;
         self.slots_without_leader.set(without as i64);
         self.slots_short.set(status.slots_short as i64);
+        self.slots_waiting.set(status.slots_waiting as i64);
         self.slots_unclean.set(status.slots_unclean as i64);
         self.moves_under_way.set(status.moves as i64);
         self.leases_held_back.set(status.leases_held_back as i64);

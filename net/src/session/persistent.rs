@@ -90,7 +90,9 @@ pub(super) fn unowned(entry: Entry<'_>) -> Result<Box<[u8]>, Refusal> {
     match change.kind {
         ChangeKind::Put => write_put(&mut bytes, &change, entry.record().ok_or(Refusal::RecordInvalid)?),
         ChangeKind::Remove => write_change(&mut bytes, &change),
-        ChangeKind::Name | ChangeKind::Touch | ChangeKind::Forget => return Err(Refusal::RecordInvalid),
+        ChangeKind::Name | ChangeKind::Touch | ChangeKind::Forget | ChangeKind::Expire => {
+            return Err(Refusal::RecordInvalid);
+        }
     }
     Ok(bytes.into())
 }

@@ -123,7 +123,9 @@ impl Session {
                 }
                 accepted
             }
-            ChangeKind::Name | ChangeKind::Touch | ChangeKind::Forget => return Err(Refusal::RecordInvalid),
+            ChangeKind::Name | ChangeKind::Touch | ChangeKind::Forget | ChangeKind::Expire => {
+                return Err(Refusal::RecordInvalid);
+            }
         };
         self.account(change.datum, &accepted);
         self.forward(key);

@@ -56,6 +56,9 @@ pub struct SlotReport {
     pub state: HeldState,
     /// Of a leader: no persistent publisher is missing, whatever happened before.
     pub is_whole: bool,
+    /// It has a persistent publisher, or wants to acknowledge one. A leader acknowledges none before a table says that there
+    /// may be some.
+    pub has_persistent: bool,
     /// The largest leader epoch of the slot that the node knows.
     pub leader_epoch: u32,
     /// Of a leader: the followers that have all that was acknowledged as persistent. It leaves one out before it
@@ -93,7 +96,7 @@ pub enum MetaMessage {
     },
     /// Data node to control plane: `sequence u64, table_epoch u64, publishers u64, bytes u64, cpu_permille u32, flags u8 (1
     /// draining, 2 with reports), 0 u8, 0 u16, report u64, reported_epoch u64, count u32, 0 u32`, then per report `slot u16,
-    /// state u8 (128: whole), in_sync u8, leader_epoch u32`, a node number of 4 bytes per node in sync.
+    /// state u8 (64: persistent publishers, 128: whole), in_sync u8, leader_epoch u32`, a node number of 4 bytes per node in sync.
     Heartbeat {
         /// Counts the heartbeats of a connection.
         sequence: u64,
@@ -276,7 +279,8 @@ fn read_body(frame: Frame<'_>) -> Result<MetaMessage, BodyError> {
 fn write_report(out: &mut Vec<u8>, report: &SlotReport) {
     put_u16(out, report.slot.0);
     let count = report.in_sync.len().min(u8::MAX.into());
-    out.extend_from_slice(&[report.state as u8 | u8::from(report.is_whole) << 7, count as u8]);
+    let flags = u8::from(report.has_persistent) << 6 | u8::from(report.is_whole) << 7;
+    out.extend_from_slice(&[report.state as u8 | flags, count as u8]);
     put_u32(out, report.leader_epoch);
     report.in_sync[..count].iter().for_each(|node| put_u32(out, node.0));
 }
@@ -285,9 +289,9 @@ fn read_report(body: &mut Reader<'_>) -> Result<SlotReport, BodyError> {
     let (slot, state, count) = (SlotId(body.u16()?), body.u8()?, body.u8()?);
     let leader_epoch = body.u32()?;
     let in_sync = (0..count).map(|_| Ok(NodeNumber(body.u32()?))).collect::<Result<_, BodyError>>()?;
-    let is_whole = state & 128 != 0;
-    let state = HeldState::from_number(state & 127).ok_or(BodyError::OfMeta)?;
-    Ok(SlotReport { slot, state, is_whole, leader_epoch, in_sync })
+    let (has_persistent, is_whole) = (state & 64 != 0, state & 128 != 0);
+    let state = HeldState::from_number(state & 63).ok_or(BodyError::OfMeta)?;
+    Ok(SlotReport { slot, state, is_whole, has_persistent, leader_epoch, in_sync })
 }
 
 #[cfg(test)]

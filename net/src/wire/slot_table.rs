@@ -33,6 +33,7 @@ pub const TABLE_EPOCH_LIMIT: u64 = 1 << 62;
 const FIXED_BYTES: usize = 56;
 const DRAINING: u8 = 1;
 const UNCLEAN: u8 = 1;
+const PERSISTENT: u8 = 2;
 
 /// A data node in tables: given by the control plane when it first sees the node's id, and never to another node.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
@@ -147,8 +148,11 @@ impl std::fmt::Debug for Member {
 pub struct SlotEntry {
     /// Rises with every change of the leader and every restart of it; 0: the slot never had one.
     pub leader_epoch: u32,
-    /// The leader was not in sync when it was made leader: persistent publishers may be missing.
+    /// The leader was not in sync when it was made leader, though there were persistent publishers: some may be missing.
     pub is_unclean: bool,
+    /// There may be persistent publishers, from the first on and for ever: only a member in sync leads it, unless an operator
+    /// allows another.
+    pub has_persistent: bool,
     count: u8,
     members: [Member; MEMBERS_MAX],
 }
@@ -208,7 +212,8 @@ impl SlotEntry {
 impl std::fmt::Debug for SlotEntry {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let unclean = if self.is_unclean { " unclean" } else { "" };
-        write!(f, "{:?} in epoch {}{unclean}", self.members(), self.leader_epoch)
+        let persistent = if self.has_persistent { " persistent" } else { "" };
+        write!(f, "{:?} in epoch {}{unclean}{persistent}", self.members(), self.leader_epoch)
     }
 }
 
@@ -474,7 +479,9 @@ impl TableDelta {
         }
         for (slot, entry) in &self.slots {
             put_u16(out, *slot);
-            out.extend_from_slice(&[entry.count, if entry.is_unclean { UNCLEAN } else { 0 }]);
+            let unclean = if entry.is_unclean { UNCLEAN } else { 0 };
+            let persistent = if entry.has_persistent { PERSISTENT } else { 0 };
+            out.extend_from_slice(&[entry.count, unclean | persistent]);
             put_u32(out, entry.leader_epoch);
             entry.members().iter().for_each(|member| put_u32(out, member.0));
         }
@@ -546,8 +553,12 @@ fn read_slot(body: &mut Reader<'_>) -> Result<(u16, SlotEntry), TableError> {
     if usize::from(count) > MEMBERS_MAX {
         return Err(TableError::Slot(slot, "it has too many members"));
     }
-    let mut entry =
-        SlotEntry { leader_epoch: body.u32()?, is_unclean: flags & UNCLEAN != 0, ..SlotEntry::default() };
+    let mut entry = SlotEntry {
+        leader_epoch: body.u32()?,
+        is_unclean: flags & UNCLEAN != 0,
+        has_persistent: flags & PERSISTENT != 0,
+        ..SlotEntry::default()
+    };
     for _ in 0..count {
         let member = Member(body.u32()? & (Member::IN_SYNC | Member::LEAVING | (NodeNumber::LIMIT - 1)));
         entry.push(member);

@@ -91,6 +91,7 @@ impl Follower {
                     slot: SlotId(slot as u16),
                     state: if at == 0 { HeldState::Accept } else { HeldState::Following },
                     is_whole: false,
+                    has_persistent: false,
                     leader_epoch: entry.leader_epoch,
                     in_sync: if at == 0 { others.collect() } else { Vec::new() },
                 })

@@ -5,12 +5,14 @@ mod disk;
 #[cfg(feature = "planted-faults")]
 mod faults;
 mod model;
+mod returning;
 mod states;
 mod turns;
 
 use std::collections::{BTreeMap, VecDeque};
 
 use slotcast_engine::{
+    batch::ChangeKind,
     id::{Nanos, ReplicaId, Revision, SlotId},
     shard::{Part, ReplicaSend, Shard},
     slot::{FollowError, Slot},
@@ -112,8 +114,8 @@ pub(crate) fn held(shard: &Shard, id: SlotId) -> &Slot {
     shard.slots().find(|slot| slot.id() == id).expect("a slot held here")
 }
 
-/// A registration or a removed one: data id, register id, version, live, and for a live one owner and checksum.
-type Row = (u64, u64, (u64, u32), Option<(u64, u64)>);
+/// A registration or a removed one: data id, register id, version, what it is, owner, and for a live one the checksum.
+type Row = (u64, u64, (u64, u32), ChangeKind, u64, Option<u64>);
 
 /// Everything in a slot that a follower has to have, too.
 pub(crate) fn content(slot: &Slot) -> Vec<Row> {
@@ -124,13 +126,16 @@ pub(crate) fn content(slot: &Slot) -> Vec<Row> {
     for entry in batch::entries(&bytes) {
         let entry = entry.expect("a scan can be read");
         let change = entry.change;
-        if change.kind == batch::ChangeKind::Name {
+        if change.kind == ChangeKind::Name {
             continue;
         }
-        let live = entry.record().map(|record| (change.owner.0, record.checksum()));
+        let checksum = entry.record().map(|record| record.checksum());
         let version = (change.version.number, change.version.attach);
         let key = (change.datum.0, change.register.0);
-        assert!(rows.insert(key, (key.0, key.1, version, live)).is_none(), "each registration once");
+        assert!(
+            rows.insert(key, (key.0, key.1, version, change.kind, change.owner.0, checksum)).is_none(),
+            "each registration once"
+        );
     }
     rows.into_values().collect()
 }

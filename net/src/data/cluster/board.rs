@@ -128,6 +128,7 @@ mod tests {
             slot: SlotId(*slot),
             state: HeldState::Accept,
             is_whole: true,
+            has_persistent: false,
             leader_epoch: 1,
             in_sync: Vec::new(),
         };

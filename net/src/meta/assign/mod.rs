@@ -3,8 +3,9 @@
 //! One round does, in this order:
 //!
 //! 1. *Leaders.* A slot whose leader is gone, absent or restarted goes to a member that is in sync; where none is there, to
-//!    one that was in sync when it went down; where none of these is there either, to any member, else to any node, and is
-//!    then marked unclean. Not bounded: a slot without a leader serves nobody.
+//!    one that was in sync when it went down; where none of these is there either, to any member, else to any node. But not if
+//!    it may have persistent publishers: then it stays as it is, with its absent leader, and *waits* for a member in sync,
+//!    unless the limits allow another, and it is marked unclean. Not bounded: a slot without a leader serves nobody.
 //! 2. *Redundancy.* Slots with too few members get new ones. A new member is not in sync until its leader says so.
 //! 3. *Drains.* Members on a draining node are leaving, and get a replacement.
 //! 4. *Trim.* A leaving member goes when all others are in sync; a leaving leader hands over first.
@@ -62,6 +63,8 @@ pub struct AssignLimits {
     pub replicas: usize,
     /// Moves of this round.
     pub moves_max: usize,
+    /// Whether slots with persistent publishers may go to a node that is not in sync.
+    pub unclean: bool,
 }
 
 /// Leader epochs of one slot that nodes have told of.
@@ -80,8 +83,10 @@ pub struct Assignment {
     pub slots: Vec<SlotEntry>,
     /// Slots whose leader is another node than before.
     pub leaders_changed: usize,
-    /// Slots that went to a node that was not in sync.
+    /// Slots with persistent publishers that went to a node that was not in sync.
     pub made_unclean: usize,
+    /// Slots with persistent publishers that wait for a member in sync.
+    pub waiting: usize,
     /// Moves: members added, leaders handed over; slots that never had a leader not counted.
     pub moves: usize,
 }
@@ -96,7 +101,8 @@ pub fn assign(
     debug_assert!(candidates.is_sorted_by(|a, b| a.number < b.number));
     let mut round = Round::new(old, candidates, limits);
     if !round.crowd.anybody() {
-        return Assignment { slots: old.to_vec(), leaders_changed: 0, made_unclean: 0, moves: 0 };
+        let slots = old.to_vec();
+        return Assignment { slots, leaders_changed: 0, made_unclean: 0, waiting: 0, moves: 0 };
     }
     round.choose_leaders();
     round.restore_redundancy();
@@ -112,10 +118,13 @@ struct Round {
     slots: Vec<SlotEntry>,
     /// Slots whose first member leads. The others lost their leader, or never had one.
     led: Vec<bool>,
+    /// Slots that wait for a member in sync to come back: they stay as they are.
+    waits: Vec<bool>,
     crowd: Crowd,
     /// Members that each slot is to have, as far as there are nodes.
     wanted: usize,
     budget: usize,
+    unclean: bool,
     moves: usize,
     made_unclean: usize,
 }
@@ -143,7 +152,8 @@ impl Round {
         }
         crowd.index(slots.len() * wanted, slots.len());
         let budget = limits.moves_max;
-        Self { slots, led, crowd, wanted, budget, moves: 0, made_unclean: 0 }
+        let (waits, unclean) = (vec![false; slots.len()], limits.unclean);
+        Self { slots, led, waits, crowd, wanted, budget, unclean, moves: 0, made_unclean: 0 }
     }
 
     fn is_fresh(&self, slot: usize) -> bool {
@@ -165,6 +175,9 @@ impl Round {
         for slot in 0..self.slots.len() {
             if !self.led[slot] {
                 self.choose_leader(slot);
+            }
+            if self.waits[slot] {
+                continue;
             }
             let leader = self.slots[slot].leader();
             for member in self.slots[slot].members_mut() {
@@ -190,7 +203,12 @@ impl Round {
             Some((rank, member.is_leaving(), crowd.leaders(member.node()), at))
         };
         let best = entry.members().iter().enumerate().filter_map(of).min();
-        let is_clean = best.is_some_and(|(rank, ..)| rank < 2) || self.is_fresh(slot);
+        let has_all = best.is_some_and(|(rank, ..)| rank < 2) || self.is_fresh(slot);
+        let is_clean = has_all || !entry.has_persistent;
+        if !is_clean && !self.unclean {
+            self.waits[slot] = true;
+            return;
+        }
         let at = match best {
             Some((_, _, _, at)) => at,
             None => {
@@ -263,6 +281,9 @@ impl Round {
     fn restore_redundancy(&mut self) {
         let mut short: Vec<(usize, usize)> = Vec::new();
         for slot in 0..self.slots.len() {
+            if self.waits[slot] {
+                continue;
+            }
             let count = staying(&self.slots[slot]).count();
             for _ in self.wanted..count {
                 self.release_one(slot);
@@ -348,6 +369,10 @@ impl Round {
             }
             let seen = seen.get(slot).copied().unwrap_or_default();
             let before = &old[slot];
+            if self.waits[slot] {
+                *entry = *before;
+                continue;
+            }
             let floor = before.leader_epoch.max(seen.by_any);
             let told_by_another = seen.by_any > before.leader_epoch && seen.by_leader < seen.by_any;
             let rises = entry.leader() != before.leader() || restarted || told_by_another;
@@ -364,7 +389,8 @@ impl Round {
             leaders_changed += usize::from(entry.leader() != before.leader());
         }
         let (moves, made_unclean) = (self.moves, self.made_unclean);
-        Assignment { slots: self.slots, leaders_changed, made_unclean, moves }
+        let waiting = self.waits.iter().filter(|waits| **waits).count();
+        Assignment { slots: self.slots, leaders_changed, made_unclean, waiting, moves }
     }
 }
 

@@ -49,7 +49,7 @@ impl Cluster {
     }
 
     fn hold_to_the_rules(&self, found: &Assignment) {
-        let (mut moved, mut unclean, mut changed) = (0, 0, 0);
+        let (mut moved, mut unclean, mut changed, mut waiting) = (0, 0, 0, 0);
         let is_there = |number| matches!(self.presence(number), Some(Presence::Alive | Presence::Restarted));
         let anybody = self.nodes.keys().any(|number| is_there(*number));
         for (slot, (old, new)) in self.slots.iter().zip(&found.slots).enumerate() {
@@ -59,6 +59,14 @@ impl Cluster {
             assert!(numbers.iter().enumerate().all(|(at, number)| !numbers[..at].contains(number)), "{told}");
             if !anybody {
                 assert_eq!(old, new);
+                continue;
+            }
+            let led = old.leader().is_some_and(|leader| self.presence(leader) == Some(Presence::Alive));
+            let heir = |member: &Member| member.is_in_sync() && is_there(member.node());
+            let waits = old.has_persistent && old.leader_epoch > 0 && !led && !old.members().iter().any(heir);
+            if waits && !self.limits.unclean {
+                assert_eq!(old, new, "what only a member in sync may lead stays as it is");
+                waiting += 1;
                 continue;
             }
             assert!(numbers.iter().all(|number| self.nodes.contains_key(number)), "{told}");
@@ -79,8 +87,9 @@ impl Cluster {
                 moved += usize::from(old_leader_is_good);
             }
             let blind = old.leader_epoch > 0 && changes && !in_sync(&new.members()[0]);
-            unclean += usize::from(blind);
-            assert_eq!(new.is_unclean, old.is_unclean || blind, "{told}");
+            unclean += usize::from(blind && old.has_persistent);
+            assert_eq!(new.is_unclean, old.is_unclean || blind && old.has_persistent, "{told}");
+            assert_eq!(new.has_persistent, old.has_persistent);
             for member in &new.members()[1..] {
                 assert!(!member.is_in_sync() || (in_sync(member) && alive(member)), "{told}");
                 moved += usize::from(was(member).is_none() && old.leader_epoch > 0);
@@ -102,7 +111,7 @@ impl Cluster {
             "{moved}, told {}",
             found.moves
         );
-        assert_eq!((found.leaders_changed, found.made_unclean), (changed, unclean));
+        assert_eq!((found.leaders_changed, found.made_unclean, found.waiting), (changed, unclean, waiting));
     }
 
     /// All followers on nodes that are there get in sync.
@@ -139,8 +148,10 @@ impl Cluster {
         takers.map(|node| node.number).collect()
     }
 
-    /// Whoever is away comes back, somebody is there, and rounds follow until nothing moves.
+    /// Whoever is away comes back, somebody is there, an operator gives up what went with those that are gone, and rounds follow
+    /// until nothing moves.
     fn end_well(&mut self) {
+        self.limits.unclean = true;
         self.nodes.values_mut().filter(|node| node.presence == Presence::Absent).for_each(|node| {
             node.presence = Presence::Alive;
         });
@@ -188,7 +199,7 @@ fn new_members<'a>(
 }
 
 fn limits(replicas: usize, moves_max: usize) -> AssignLimits {
-    AssignLimits { replicas, moves_max }
+    AssignLimits { replicas, moves_max, unclean: false }
 }
 
 #[test]
@@ -363,6 +374,41 @@ fn whoever_was_in_sync_when_all_went_down_leads_again() {
 }
 
 #[test]
+fn a_slot_with_persistent_publishers_waits_for_a_member_in_sync() {
+    let [first, second] = [NodeNumber(0), NodeNumber(1)];
+    let mut cluster = Cluster::new(1, 2, 1, limits(2, 10));
+    cluster.converge();
+    cluster.slots[0].has_persistent = true;
+    let leader = cluster.slots[0].leader().unwrap();
+    let other = if leader == first { second } else { first };
+    // The other is away while the leader goes on without it; then the leader is lost, and the other comes back.
+    cluster.nodes.get_mut(&other).unwrap().presence = Presence::Absent;
+    cluster.round();
+    cluster.nodes.get_mut(&other).unwrap().presence = Presence::Restarted;
+    let lost = cluster.nodes.remove(&leader).unwrap();
+    for _ in 0..3 {
+        let found = cluster.round();
+        assert_eq!((found.waiting, found.leaders_changed, found.made_unclean), (1, 0, 0));
+        assert_eq!(found.slots[0].leader(), Some(leader), "it is not forgotten that it has all");
+    }
+    let mut allowed = cluster.clone();
+    allowed.limits.unclean = true;
+    let found = allowed.round();
+    assert_eq!((found.waiting, found.made_unclean, found.slots[0].leader()), (0, 1, Some(other)));
+    assert!(found.slots[0].is_unclean);
+    // Where nothing is persistent, whoever is there leads.
+    let mut ephemeral = cluster.clone();
+    ephemeral.slots[0].has_persistent = false;
+    let found = ephemeral.round();
+    assert_eq!((found.waiting, found.made_unclean, found.slots[0].leader()), (0, 0, Some(other)));
+    cluster.nodes.insert(leader, Candidate { presence: Presence::Restarted, ..lost });
+    let found = cluster.round();
+    assert_eq!((found.waiting, found.slots[0].leader(), found.slots[0].is_unclean), (0, Some(leader), false));
+    cluster.converge();
+    cluster.assert_settled();
+}
+
+#[test]
 fn epochs_that_nodes_tell_of_are_never_given_again() {
     let mut cluster = Cluster::new(16, 2, 1, limits(1, 100));
     cluster.round();
@@ -412,6 +458,7 @@ enum Incident {
     Drain(prop::sample::Index, bool),
     SyncSome(u64),
     Lag(u64),
+    Persist(u64),
 }
 
 fn incident() -> impl Strategy<Value = Incident> {
@@ -424,6 +471,7 @@ fn incident() -> impl Strategy<Value = Incident> {
         2 => (any::<prop::sample::Index>(), any::<bool>()).prop_map(|(node, on)| Incident::Drain(node, on)),
         4 => any::<u64>().prop_map(Incident::SyncSome),
         1 => any::<u64>().prop_map(Incident::Lag),
+        2 => any::<u64>().prop_map(Incident::Persist),
     ]
 }
 
@@ -454,6 +502,11 @@ impl Cluster {
                 }
             }),
             Incident::Restart(node) => set(node, &|node| node.presence = Presence::Restarted),
+            Incident::Persist(bits) => {
+                for (slot, entry) in self.slots.iter_mut().enumerate() {
+                    entry.has_persistent |= entry.leader_epoch > 0 && bits >> (slot % 64) & 1 == 1;
+                }
+            }
             Incident::Drain(node, on) => set(node, &|node| node.draining = *on),
             Incident::SyncSome(bits) | Incident::Lag(bits) => {
                 let in_sync = matches!(incident, Incident::SyncSome(_));

@@ -89,8 +89,10 @@ impl MetaCore {
         self.take_in_reports(&mut next.slots);
         let candidates = self.candidates(&next, &restarted, now);
         let moves_max = self.config.moves_max.saturating_sub(self.moves_under_way(now));
-        let limits = AssignLimits { replicas: self.config.replicas, moves_max };
+        let (replicas, unclean) = (self.config.replicas, self.config.unclean_leaders);
+        let limits = AssignLimits { replicas, moves_max, unclean };
         let found = assign(&next.slots, &candidates, &self.seen, &limits);
+        self.note_waiting(found.waiting);
         next.slots = found.slots;
         self.drop_unused(&mut next, &candidates);
         let same = next.slots == self.table.slots && next.nodes == self.table.nodes;
@@ -104,6 +106,20 @@ impl MetaCore {
         let table = Arc::new(next);
         self.storing = Some(table.clone());
         self.outputs.push_back(Output::Store { expected: self.stored, table });
+    }
+
+    /// Tells people of slots that nobody leads because nobody who is there has all that was acknowledged.
+    fn note_waiting(&mut self, slots: usize) {
+        let before = std::mem::replace(&mut self.waiting, slots);
+        if slots > before {
+            tracing::warn!(
+                slots,
+                "slots with persistent publishers have no member in sync that is there: they wait for one to come back, or \
+                 for meta.unclean_leaders"
+            );
+        } else if slots == 0 && before > 0 {
+            tracing::info!("all slots with persistent publishers are led again");
+        }
     }
 
     /// Puts what members say about themselves into the table; the nodes that are in another run than before, in
@@ -149,6 +165,7 @@ impl MetaCore {
             }
             for report in &member.slots {
                 let slot = &mut slots[usize::from(report.slot.0)];
+                slot.has_persistent |= report.has_persistent;
                 let leads = slot.leader() == Some(number) && report.leader_epoch >= slot.leader_epoch;
                 if !leads || !matches!(report.state, HeldState::Accept | HeldState::Migrating) {
                     continue;

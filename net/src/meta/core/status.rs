@@ -78,7 +78,10 @@ pub struct MetaStatus {
     pub slots_with_absent_leader: usize,
     /// Slots with fewer members in sync than they are to have.
     pub slots_short: usize,
-    /// Slots that went to a node that was not in sync.
+    /// Slots with persistent publishers of which no member in sync is there: nobody leads them until one comes back, unless
+    /// [`MetaConfig::unclean_leaders`](crate::meta::core::MetaConfig::unclean_leaders) says otherwise.
+    pub slots_waiting: usize,
+    /// Slots with persistent publishers that went to a node that was not in sync.
     pub slots_unclean: usize,
     /// Moves under way.
     pub moves: usize,
@@ -136,6 +139,9 @@ impl MetaCore {
         let in_sync = |members: &[crate::wire::slot_table::Member]| {
             members.iter().filter(|member| member.is_in_sync()).count()
         };
+        let has_heir = |members: &[crate::wire::slot_table::Member]| {
+            members.iter().any(|member| member.is_in_sync() && !is_absent(member.node()))
+        };
         MetaStatus {
             cluster: self.config.cluster.clone(),
             phase: self.phase,
@@ -150,6 +156,10 @@ impl MetaCore {
                 .filter(|entry| entry.leader().is_some_and(is_absent))
                 .count(),
             slots_short: slots.iter().filter(|entry| in_sync(entry.members()) < self.config.replicas).count(),
+            slots_waiting: slots
+                .iter()
+                .filter(|entry| entry.has_persistent && !has_heir(entry.members()))
+                .count(),
             slots_unclean: slots.iter().filter(|entry| entry.is_unclean).count(),
             moves: self.joining.len(),
             leases_held_back: self.held_back,

@@ -250,6 +250,7 @@ fn reports(table: &SlotTable, id: &str) -> Vec<SlotReport> {
             slot: slotcast_engine::id::SlotId(slot as u16),
             state: if at == 0 { HeldState::Accept } else { HeldState::Following },
             is_whole: false,
+            has_persistent: false,
             leader_epoch: entry.leader_epoch,
             in_sync: if at == 0 { others.collect() } else { Vec::new() },
         })
@@ -592,6 +593,7 @@ fn epochs_that_cannot_be_are_refused() {
             slot: slotcast_engine::id::SlotId(0),
             state: HeldState::Following,
             is_whole: false,
+            has_persistent: false,
             leader_epoch,
             in_sync: vec![],
         }]),

@@ -29,6 +29,7 @@ fn messages() -> Vec<MetaMessage> {
         slot: SlotId(slot),
         state,
         is_whole: slot == 1,
+        has_persistent: slot == 3,
         leader_epoch: 9,
         in_sync: in_sync.iter().copied().map(NodeNumber).collect(),
     };

@@ -54,7 +54,7 @@ fn a_reader_gets_from_any_table_to_the_next() {
         entry.push(Member::new(NodeNumber(4)));
         entry.lead(1);
         entry.remove(1);
-        (entry.leader_epoch, entry.is_unclean) = (9, true);
+        (entry.leader_epoch, entry.is_unclean, entry.has_persistent) = (9, slot > 2, slot < 8);
         entry.push(Member::new(NodeNumber(0)).with_leaving(true));
     }
     let delta = new.delta_since(&old);
