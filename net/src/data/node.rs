@@ -503,10 +503,11 @@ impl Node {
     fn observe(&self) {
         let (counts, stats) = (self.shard.counts(), self.shard.stats());
         let (interests, behind, held_back) = self.shard.reader_counts();
-        self.metrics.observe(&counts, &stats, (interests, behind, held_back), self.shard.is_serving());
+        // Whoever has read that something is held reads next whether it is durable.
         if let Some((_, metrics)) = &self.disk {
             metrics.observe(self.shard.storage());
         }
+        self.metrics.observe(&counts, &stats, (interests, behind, held_back), self.shard.is_serving());
         self.metrics.persistent_waiting.set(self.shard.awaiting_disk() as i64);
     }
 
@@ -570,13 +571,17 @@ impl Role for Node {
     fn turn(&mut self, now: Nanos, sockets: &mut dyn Sockets) -> bool {
         self.hear_disk(now);
         let asked = self.operate(now);
-        if now >= self.next_tick {
+        let is_tick = now >= self.next_tick;
+        if is_tick {
             self.shard.tick(now);
             self.next_tick = now.after(TICK);
             self.sweep_links(now, sockets);
-            self.observe();
         }
         self.shard.seal(now);
+        if is_tick {
+            // Not before: what is not sealed would be counted, and what of it is not durable would not.
+            self.observe();
+        }
         self.metrics.serving.set(i64::from(self.shard.is_serving()));
         self.fill_buffers(now);
         let more = self.follow_table(now, sockets) | self.replicate(now, sockets);

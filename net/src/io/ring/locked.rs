@@ -81,9 +81,11 @@ pub(super) fn when_unlocked<T>(mut make: impl FnMut() -> io::Result<T>) -> io::R
     }
 }
 
-/// Makes and drops the smallest ring, to learn whether this process may have any.
+/// Makes and drops the smallest ring, to learn whether this process may have any. On a thread of its own: the kernel interrupts
+/// the thread whose ring ends in whatever it waits for next.
 pub fn try_ring() -> io::Result<()> {
-    when_unlocked(|| IoUring::new(2)).map(drop)
+    let tried = thread::spawn(|| when_unlocked(|| IoUring::new(2)).map(drop)).join();
+    tried.unwrap_or_else(|_| Err(io::Error::other("the thread that tried it panicked")))
 }
 
 /// What whoever reads the error can do about it.
