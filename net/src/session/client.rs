@@ -1,5 +1,7 @@
 //! One client as the session sees it.
 
+use std::collections::{BTreeSet, VecDeque};
+
 use slotcast_engine::{
     error::Refusal,
     id::{ClientId, DatumKey, Nanos, RegisterId, Revision},
@@ -41,8 +43,10 @@ pub(super) struct Client {
     /// Frames for this client alone: welcome, acknowledgements, refusals, errors.
     pub(super) out: Vec<u8>,
     pub(super) subscriptions: Vec<Subscription>,
-    pub(super) published: Vec<(DatumKey, RegisterId)>,
-    pending: Vec<PendingWrite>,
+    /// Its registrations; whoever publishes for many has thousands.
+    pub(super) published: BTreeSet<(DatumKey, RegisterId)>,
+    /// Oldest first, which is mostly the order in which they are decided.
+    pending: VecDeque<PendingWrite>,
     pub(super) heard_at: Nanos,
     /// Since when the socket takes nothing.
     pub(super) busy_since: Option<Nanos>,
@@ -59,8 +63,8 @@ impl Client {
             decoder: Decoder::default(),
             out: Vec::new(),
             subscriptions: Vec::new(),
-            published: Vec::new(),
-            pending: Vec::new(),
+            published: BTreeSet::new(),
+            pending: VecDeque::new(),
             heard_at: now,
             busy_since: None,
             counted_slow: false,
@@ -79,10 +83,10 @@ impl Client {
 
     /// Opens a write frame with `count` outcomes to come.
     pub(super) fn expect_outcomes(&mut self, sequence: u64, count: usize) {
-        self.pending.push(PendingWrite { sequence, missing: count, outcomes: vec![None; count] });
         if count == 0 {
-            self.finish_writes();
+            return write_ack(&mut self.out, sequence, &[]);
         }
+        self.pending.push_back(PendingWrite { sequence, missing: count, outcomes: vec![None; count] });
     }
 
     /// Write frames without all their outcomes.
@@ -97,34 +101,44 @@ impl Client {
         index: usize,
         outcome: Result<Revision, Refusal>,
     ) -> bool {
-        let Some(write) = self.pending.iter_mut().find(|write| write.sequence == sequence) else {
-            return false;
-        };
+        let Some(at) = self.pending.iter().position(|write| write.sequence == sequence) else { return false };
+        let write = &mut self.pending[at];
         if let Some(place @ None) = write.outcomes.get_mut(index) {
             *place = Some(outcome);
             write.missing -= 1;
         }
-        write.missing == 0 && self.finish_writes()
-    }
-
-    fn finish_writes(&mut self) -> bool {
-        let before = self.out.len();
-        let out = &mut self.out;
-        self.pending.retain(|write| {
-            if write.missing > 0 {
-                return true;
-            }
-            let outcomes: Vec<_> = write.outcomes.iter().copied().flatten().collect();
-            write_ack(out, write.sequence, &outcomes);
-            false
-        });
-        self.out.len() > before
+        if write.missing > 0 {
+            return false;
+        }
+        let outcomes: Vec<_> = write.outcomes.iter().copied().flatten().collect();
+        write_ack(&mut self.out, sequence, &outcomes);
+        self.pending.remove(at);
+        true
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_write_is_acknowledged_once_all_of_it_is_decided_whatever_came_before() {
+        let mut client = Client::new(ConnId::from_parts(1, 1), Nanos(1));
+        for sequence in 1..=3 {
+            client.expect_outcomes(sequence, 2);
+        }
+        assert_eq!((client.pending_writes(), client.out.len()), (3, 0));
+        assert!(!client.resolve(3, 1, Ok(Revision(9))) && !client.resolve(1, 0, Ok(Revision(9))));
+        assert!(!client.resolve(3, 1, Ok(Revision(10))), "each outcome counts once");
+        assert!(client.resolve(3, 0, Err(Refusal::Superseded)));
+        assert_eq!(client.pending_writes(), 2);
+        let first = client.out.len();
+        assert!(first > 0 && !client.resolve(3, 0, Ok(Revision(9))), "it is gone");
+        assert!(client.resolve(1, 1, Ok(Revision(9))));
+        client.expect_outcomes(4, 0);
+        assert!(client.out.len() > 2 * first, "nothing to decide is decided");
+        assert_eq!(client.pending_writes(), 1);
+    }
 
     #[test]
     fn an_idle_client_is_small() {

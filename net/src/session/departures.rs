@@ -8,7 +8,7 @@
 //! Both count running time. Right after a pause, of the process or of a turn with very much in it, what happened meanwhile is
 //! not handled yet: the return of those who dropped, or the many drops that make a storm of the first few.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use slotcast_engine::id::{DatumKey, Nanos, RegisterId};
 
@@ -29,7 +29,7 @@ pub(super) struct Departure {
     /// Its former connection.
     pub(super) conn: ConnId,
     /// What it had published over it.
-    pub(super) published: Vec<(DatumKey, RegisterId)>,
+    pub(super) published: BTreeSet<(DatumKey, RegisterId)>,
     dropped_at: Nanos,
     /// The session itself closed the connection: that never counts as leaving by itself.
     evicted: bool,
@@ -78,7 +78,7 @@ impl Departures {
     pub(super) fn add(
         &mut self,
         conn: ConnId,
-        published: Vec<(DatumKey, RegisterId)>,
+        published: BTreeSet<(DatumKey, RegisterId)>,
         evicted: bool,
         clients: usize,
         now: Nanos,
@@ -181,8 +181,8 @@ mod tests {
         (from..=to).step_by(50).map(|ms| departures.take_due(at(ms)).len()).sum()
     }
 
-    fn published() -> Vec<(DatumKey, RegisterId)> {
-        vec![(DatumKey(1), RegisterId(1))]
+    fn published() -> BTreeSet<(DatumKey, RegisterId)> {
+        BTreeSet::from([(DatumKey(1), RegisterId(1))])
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! Publishing: from a client's write frame to the data node's decision and back, and the repair of what got lost between.
 
+use std::collections::BTreeSet;
+
 use slotcast_engine::{
     batch::{ChangeKind, Entry},
     error::Refusal,
@@ -109,17 +111,15 @@ impl Session {
                 if !known {
                     self.published_names.entry(key.0).or_insert_with(|| (id, 0)).1 += 1;
                 }
-                if let Some(client) = self.client(index)
-                    && !client.published.contains(&key)
-                {
-                    client.published.push(key);
+                if let Some(client) = self.client(index) {
+                    client.published.insert(key);
                 }
                 accepted
             }
             ChangeKind::Remove => {
                 let accepted = self.registrations.remove(self.config.id, &change, client, waiter)?;
                 if let Some(client) = self.client(index) {
-                    client.published.retain(|held| *held != key);
+                    client.published.remove(&key);
                 }
                 accepted
             }
@@ -216,7 +216,7 @@ impl Session {
     }
 
     /// The registrations of a client that left, unless they belong to another connection by now.
-    pub(super) fn remove_published(&mut self, conn: ConnId, published: &[(DatumKey, RegisterId)]) {
+    pub(super) fn remove_published(&mut self, conn: ConnId, published: &BTreeSet<(DatumKey, RegisterId)>) {
         for key in published {
             if let Some(accepted) = self.registrations.depart(self.config.id, *key, conn) {
                 self.account(key.0, &accepted);
@@ -273,7 +273,7 @@ impl Session {
                     continue;
                 };
                 if given_up {
-                    client.published.retain(|held| *held != key);
+                    client.published.remove(&key);
                 }
                 if client.resolve(waiter.sequence, waiter.index, outcome) {
                     self.mark_dirty(index as u32);
