@@ -158,6 +158,11 @@ impl Arena {
         Record::trusted(&bytes[..length(bytes)])
     }
 
+    /// The byte behind which the next record will most likely lie.
+    pub(crate) fn last_byte(&self) -> Option<u8> {
+        self.segment(self.open?).bytes.last().copied()
+    }
+
     /// Marks and counts the record at `at` as dead and frees its segment if it was the last live one there.
     pub fn release(&mut self, at: Location) {
         let len = self.get(at).bytes().len();

@@ -269,9 +269,17 @@ pub fn entries(bytes: &[u8]) -> impl Iterator<Item = Result<Entry<'_>, BatchErro
 pub struct OpenBatch {
     bytes: Vec<u8>,
     changes: u32,
+    /// Changes are counted and not written.
+    is_forgone: bool,
 }
 
 impl OpenBatch {
+    /// From now on counts changes without writing them: nobody reads what is sealed.
+    pub(crate) fn forgo(&mut self) {
+        assert!(self.changes == 0, "seal first");
+        *self = Self { is_forgone: true, ..Self::default() };
+    }
+
     /// Appends an entry as it came.
     pub fn push(&mut self, entry: Entry<'_>) {
         self.append(|out| out.extend_from_slice(entry.bytes()));
@@ -279,11 +287,14 @@ impl OpenBatch {
 
     /// Appends an entry that `write` writes.
     pub fn append(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
+        self.changes += 1;
+        if self.is_forgone {
+            return;
+        }
         if self.bytes.is_empty() {
             self.bytes.resize(HEADER_BYTES, 0);
         }
         write(&mut self.bytes);
-        self.changes += 1;
     }
 
     /// Bytes taken for it.
@@ -296,18 +307,20 @@ impl OpenBatch {
         self.changes as usize
     }
 
-    /// Closes the batch: `previous` is the slot's revision before it, `revision` the one it makes.
+    /// Closes the batch: `previous` is the slot's revision before it, `revision` the one it makes. Empty where batches are not
+    /// written.
     pub fn seal(&mut self, slot: SlotId, previous: Revision, revision: Revision, shards: u32) -> Vec<u8> {
         assert!(self.changes > 0 && previous < revision);
-        let mut bytes = std::mem::take(&mut self.bytes);
-        write_header(&mut bytes, slot, self.changes, (previous, revision), shards);
-        self.changes = 0;
+        let (mut bytes, changes) = (std::mem::take(&mut self.bytes), std::mem::take(&mut self.changes));
+        if !self.is_forgone {
+            write_header(&mut bytes, slot, changes, (previous, revision), shards);
+        }
         bytes
     }
 
     /// Gives memory of a batch that is no longer needed back for the next one.
     pub fn recycle(&mut self, mut bytes: Vec<u8>) {
-        if self.bytes.capacity() == 0 && bytes.capacity() <= 64 * 1024 {
+        if !self.is_forgone && self.bytes.capacity() == 0 && bytes.capacity() <= 64 * 1024 {
             bytes.clear();
             self.bytes = bytes;
         }
@@ -410,4 +423,38 @@ fn array<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
     let mut out = [0; N];
     out.copy_from_slice(&bytes[at..at + N]);
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_that_nobody_reads_is_counted_and_not_written() {
+        let change = Change {
+            kind: ChangeKind::Remove,
+            durability: Durability::Ephemeral,
+            datum: DatumKey(1),
+            register: RegisterId(2),
+            version: Version::default(),
+            epoch: 0,
+            owner: SessionId(3),
+        };
+        let (mut written, mut forgone) = (OpenBatch::default(), OpenBatch::default());
+        forgone.forgo();
+        let before = Revision::open(1);
+        for _ in 0..2 {
+            for open in [&mut written, &mut forgone] {
+                open.append(|out| write_change(out, &change));
+                open.append(|out| write_change(out, &change));
+                assert_eq!(open.changes(), 2);
+            }
+            let batch = written.seal(SlotId(4), before, before.next(), 1);
+            assert_eq!(Batch::read(&batch).map(|batch| batch.changes()), Ok(2));
+            let nothing = forgone.seal(SlotId(4), before, before.next(), 1);
+            assert!(nothing.is_empty() && forgone.changes() == 0 && forgone.capacity() == 0);
+            forgone.recycle(batch);
+            assert_eq!(forgone.capacity(), 0, "it takes no memory");
+        }
+    }
 }

@@ -133,6 +133,11 @@ impl ChangeLog {
         self.entries.len() * size_of::<Kept>()
     }
 
+    /// Data ids of the oldest and the newest entry, by their numbers within the slot.
+    pub(crate) fn ends(&self) -> Option<(u32, u32)> {
+        Some((self.entries.front()?.datum, self.entries.back()?.datum))
+    }
+
     /// When the oldest batch was sealed of which an entry is held.
     pub fn oldest(&self) -> Option<Nanos> {
         self.ages.front().map(|age| age.oldest)

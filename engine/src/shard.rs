@@ -154,11 +154,22 @@ pub struct Shard {
 impl Shard {
     /// A shard that leads, in a fresh epoch, every slot that maps to it.
     pub fn new(config: ShardConfig) -> Self {
+        Self::leading(config, false)
+    }
+
+    /// The same; without a disk nobody reads the batches of its slots, and they are not written.
+    fn leading(config: ShardConfig, has_disk: bool) -> Self {
         assert!(u32::from(*config.slots.end()) < config.slot_count);
         let slots = (config.slots.clone())
             .map(SlotId)
             .filter(|slot| slot.shard(config.shards) == config.shard)
-            .map(|slot| Slot::open(slot, config.epoch, config.shards, config.seed, config.change_log));
+            .map(|slot| {
+                let mut slot = Slot::open(slot, config.epoch, config.shards, config.seed, config.change_log);
+                if !has_disk {
+                    slot.forgo_batches();
+                }
+                slot
+            });
         let slots = Slots::leading(config.slot_count, slots);
         Self::with(config, slots, None)
     }

@@ -103,7 +103,7 @@ impl Shard {
     /// from now on. Call [`Shard::poll_disk`] after each [`Shard::seal`]; nothing is told to anybody before the first
     /// journal file is durable.
     pub fn recovered(config: ShardConfig, recovered: Recovered, storage: StorageConfig) -> Self {
-        let mut shard = Self::new(config);
+        let mut shard = Self::leading(config, true);
         shard.storage = Some(Storage::new(storage, shard.epoch, &recovered));
         for (id, found) in recovered.slots {
             assert!(found.slot.revision().epoch() == shard.epoch, "recovered for this epoch");

@@ -13,6 +13,10 @@ use crate::{
 
 /// Bytes of a put as they usually are; a frame has about so many outcomes.
 const ENTRY_BYTES_USUAL: usize = 192;
+/// Entries that are looked at together before the first of them is admitted: what they need fits the nearer caches.
+const WARMED: usize = 256;
+/// Puts of one data id that are looked up before the first of them is admitted: more misses than a processor has in flight.
+const LOOK_AHEAD_MAX: usize = 16;
 
 /// The outcome of one write frame, to be told once its batches are sealed.
 pub struct Acknowledgement {
@@ -59,16 +63,24 @@ impl Shard {
         if sequence != *last + 1 {
             return Err(Refusal::SequenceBroken.into());
         }
+        let mut parsed = Vec::with_capacity(bytes.len() / ENTRY_BYTES_USUAL);
         for entry in entries(bytes) {
-            entry?;
+            parsed.push(entry?);
         }
         *last = sequence;
         let mut outcomes = Vec::with_capacity(bytes.len() / ENTRY_BYTES_USUAL);
         let mut persistent = Vec::new();
         let mut refused_names = std::mem::take(&mut self.links.entry(reader).or_default().refused_names);
-        for entry in entries(bytes) {
-            let entry = entry?;
+        let (mut warmed, mut looked_up) = (0, 0);
+        for (at, &entry) in parsed.iter().enumerate() {
+            if at >= warmed {
+                warmed = (at + WARMED).min(parsed.len());
+                self.warm(&parsed[at..warmed]);
+            }
             let slot = entry.change.datum.slot(self.config.slot_count);
+            if at >= looked_up && entry.change.kind == ChangeKind::Put {
+                looked_up = at + self.look_ahead(slot, &parsed[at..]);
+            }
             let outcome = self.admit(session, &mut refused_names, slot, entry);
             match outcome {
                 Ok(()) => self.stats.admitted += 1,
@@ -106,6 +118,30 @@ impl Shard {
             .map(|outcome| outcome.map(|slot| self.slots.get(slot).map_or(Revision::ZERO, Slot::revision)))
             .collect();
         Some(Acknowledgement { reader: pending.reader, sequence: pending.sequence, outcomes })
+    }
+
+    /// Looks at what each data id of `entries` will need (see [`Slot::warm`]).
+    fn warm(&self, entries: &[Entry<'_>]) {
+        for of_datum in entries.chunk_by(|a, b| a.change.datum == b.change.datum) {
+            // A name has no owner, what follows it has.
+            let (datum, owner) = (of_datum[0].change.datum, of_datum[of_datum.len() - 1].change.owner);
+            if let Some(slot) = self.slots.led(datum.slot(self.config.slot_count)) {
+                slot.warm(datum, owner);
+            }
+        }
+    }
+
+    /// Looks up the registrations of the puts of one data id that `entries` begin with, before the first of them is admitted: the
+    /// index is larger than the processor's caches, and looked up together they wait for memory together. Returns how many.
+    fn look_ahead(&self, slot: SlotId, entries: &[Entry<'_>]) -> usize {
+        let datum = entries.first().map(|entry| entry.change.datum);
+        let puts = entries.iter().map(|entry| entry.change).take(LOOK_AHEAD_MAX);
+        let puts = puts.take_while(|put| put.kind == ChangeKind::Put && Some(put.datum) == datum);
+        let count = puts.clone().count();
+        if let (Some(datum), Some(slot)) = (datum, self.slots.led(slot)) {
+            slot.look_up(datum, puts.map(|put| put.register));
+        }
+        count
     }
 
     fn admit(

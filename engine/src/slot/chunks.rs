@@ -74,6 +74,10 @@ impl<T: Copy> Chunks<T> {
         self.chunks.get(index / Self::CHUNK)?.get(index % Self::CHUNK)
     }
 
+    pub(super) fn last(&self) -> Option<&T> {
+        self.get(self.len.checked_sub(1)?)
+    }
+
     pub(super) fn iter(&self) -> impl Iterator<Item = &T> {
         self.chunks.iter().flatten()
     }
