@@ -7,6 +7,12 @@ use serde::{Deserialize, Serialize};
 /// of the memory it has for sockets, it drops what was sent.
 const SESSION_NICENESS: i32 = 5;
 
+/// Weights of a worker that has its core to itself and the session, and of one that shares it with the data node, which takes about
+/// the rest. With equal parts the rounds of the session's core there are longer, and with them the delays of half of the clients.
+const WEIGHT: u64 = 25;
+/// See [`WEIGHT`].
+const WEIGHT_BESIDE_DATA: u64 = 24;
+
 /// See the module.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Division {
@@ -44,11 +50,21 @@ impl Division {
         }
     }
 
-    /// First client and number of clients of each worker.
+    /// Whether each core of the session has one worker on it: what is between those two can stay on that core.
+    pub fn is_paired(&self) -> bool {
+        let is_alone = |core: &usize| self.workers.iter().filter(|worker| *worker == core).count() == 1;
+        self.session.len() == self.workers.len() && self.session.iter().all(is_alone)
+    }
+
+    /// First client and number of clients of each worker: all alike, but for who shares a core with the data node.
     pub fn parts(&self, clients: u32) -> Vec<(u32, u32)> {
-        let count = self.workers.len() as u64;
-        let edge = |worker: u64| (u64::from(clients) * worker / count) as u32;
-        (0..count).map(|worker| (edge(worker), edge(worker + 1) - edge(worker))).collect()
+        let weight = |core: &usize| if self.data.contains(core) { WEIGHT_BESIDE_DATA } else { WEIGHT };
+        let all: u64 = self.workers.iter().map(weight).sum();
+        let edge = |worker: usize| {
+            let before: u64 = self.workers[..worker].iter().map(weight).sum();
+            (u64::from(clients) * before / all) as u32
+        };
+        (0..self.workers.len()).map(|worker| (edge(worker), edge(worker + 1) - edge(worker))).collect()
     }
 }
 
@@ -60,10 +76,14 @@ mod tests {
     fn two_cores_are_shared_or_one_for_the_session_and_one_for_the_rest() {
         let shared = Division::new(&[0, 1], 100_000, None, None);
         assert_eq!((shared.session, shared.data, shared.workers), (vec![0, 1], vec![1], vec![0, 1]));
-        assert_eq!(shared.session_niceness, SESSION_NICENESS);
+        assert_eq!((shared.session_niceness, shared.is_paired()), (SESSION_NICENESS, true));
+        assert_eq!(shared.parts(100_000), [(0, 51_020), (51_020, 48_980)]);
+        assert!(!Division::new(&[0, 1], 100_000, None, Some(1)).is_paired());
+        assert!(!Division::new(&[0, 1], 100_000, None, Some(4)).is_paired());
         let division = Division::new(&[0, 1], 100_000, Some(1), None);
         assert_eq!((division.session.as_slice(), division.data.as_slice()), (&[0][..], &[1][..]));
         assert_eq!((division.workers.as_slice(), division.session_niceness), (&[1][..], 0));
+        assert!(!division.is_paired());
         let parts = division.parts(100_000);
         assert_eq!(parts.iter().map(|part| part.1).sum::<u32>(), 100_000);
         assert!(parts.windows(2).all(|pair| pair[0].0 + pair[0].1 == pair[1].0));

@@ -276,7 +276,7 @@ fn limit(args: &LimitArgs) -> Result<ExitCode> {
             duration: args.duration.into(),
             recv_buffers: RECV_BUFFERS,
             recv_buffer_bytes: RECV_BUFFER_BYTES,
-            sockets: roles::client_sockets(&[])?,
+            sockets: roles::client_sockets(&division, &[])?,
         };
         results.push(limit::measure(&spec, &division, folder.path(), &progress)?);
     }

@@ -45,7 +45,7 @@ pub struct Cluster {
 impl Cluster {
     /// Starts data node and session and waits until both are ready. Configuration files go to `folder`.
     pub fn start(spec: &ClusterSpec, division: &Division, folder: &Path, limit: Duration) -> Result<Self> {
-        let mut config = Config::load(None, &spec.settings)?;
+        let mut config = Config::load(None, &settings(division, &spec.settings))?;
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
         config.nodes[0].addr = any;
         (config.data.http, config.session.http, config.session.listen) = (any, any, any);
@@ -131,11 +131,23 @@ impl DataNode {
     }
 }
 
+/// What a division of the cores decides, then what the user did.
+fn settings(division: &Division, wished: &[String]) -> Vec<String> {
+    let mut settings: Vec<String> =
+        division.session.first().map(|cpu| format!("session.cpu={cpu}")).into_iter().collect();
+    settings.push(format!("session.accept_from_own_cpu={}", division.is_paired()));
+    settings.extend_from_slice(wished);
+    settings
+}
+
 /// The options of client sockets under these settings, so that the bare limit is measured with the same.
-pub fn client_sockets(settings: &[String]) -> Result<SocketOptions> {
-    let session = Config::load(None, settings)?.session;
-    let congestion_control = session.congestion_control();
-    Ok(SocketOptions { send_buffer: Some(session.client_send_buffer), congestion_control })
+pub fn client_sockets(division: &Division, wished: &[String]) -> Result<SocketOptions> {
+    let session = Config::load(None, &settings(division, wished))?.session;
+    Ok(SocketOptions {
+        send_buffer: Some(session.client_send_buffer),
+        congestion_control: session.congestion_control(),
+        on_own_core: session.accept_from_own_cpu,
+    })
 }
 
 /// Runs the data role of a configuration file until the process is asked to end.

@@ -499,7 +499,7 @@ fn measure_limit(
                 duration,
                 recv_buffers: RECV_BUFFERS,
                 recv_buffer_bytes: RECV_BUFFER_BYTES,
-                sockets: crate::roles::client_sockets(&spec.settings)?,
+                sockets: crate::roles::client_sockets(division, &spec.settings)?,
             };
             limit::measure(&spec, division, folder, progress)
         })

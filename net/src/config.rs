@@ -125,6 +125,10 @@ impl Config {
         );
         ensure!((1..=256).contains(&session.cores), "session.cores has to be from 1 to 256");
         ensure!(
+            session.cpu.is_some() || !session.accept_from_own_cpu,
+            "session.accept_from_own_cpu needs session.cpu: give the CPU of the first core"
+        );
+        ensure!(
             session.push_interval_min < session.push_interval_max,
             "session.push_interval_min has to be below session.push_interval_max"
         );
@@ -422,6 +426,7 @@ impl Config {
             first_cpu: section.cpu,
             client_send_buffer: section.client_send_buffer,
             client_congestion_control: section.congestion_control(),
+            accept_from_own_cpu: section.accept_from_own_cpu,
         })
     }
 }

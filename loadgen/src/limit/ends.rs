@@ -47,8 +47,10 @@ pub struct ReceiverConfig {
     pub connections: u32,
     /// Connections of all receivers.
     pub total: u32,
-    /// The senders, taken in turn. The first rows of the board are theirs.
+    /// The senders that it reads from, taken in turn.
     pub targets: Vec<SocketAddr>,
+    /// All senders. The first rows of the board are theirs.
+    pub senders: usize,
     /// As a worker's.
     pub recv_buffers: u16,
     /// As a worker's.
@@ -122,8 +124,7 @@ pub fn receive(config: &ReceiverConfig) -> Result<()> {
         }
         // A connection is open here before it is accepted there: whoever asks faster than is accepted fills the backlog, and
         // what the kernel then drops comes back late or never.
-        let accepted =
-            (0..config.targets.len()).map(|row| board.counter(row, Counter::Connections)).sum::<u64>();
+        let accepted = (0..config.senders).map(|row| board.counter(row, Counter::Connections)).sum::<u64>();
         let accepted_here =
             (accepted * u64::from(config.connections) / u64::from(config.total.max(1))) as u32;
         let live = |asked: u32| asked - lost;

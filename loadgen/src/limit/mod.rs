@@ -5,7 +5,7 @@
 
 pub mod ends;
 
-use std::{path::Path, time::Duration};
+use std::{net::SocketAddr, path::Path, time::Duration};
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
@@ -57,6 +57,8 @@ pub struct SocketOptions {
     pub send_buffer: Option<u32>,
     /// TCP congestion control, by the kernel's name for it.
     pub congestion_control: Option<String>,
+    /// Each receiver reads from the sender on its core alone.
+    pub on_own_core: bool,
 }
 
 /// What was measured. With several senders each serves its share of the connections.
@@ -141,7 +143,8 @@ pub fn measure(
             first,
             total: spec.connections,
             connections: count,
-            targets: targets.clone(),
+            senders: senders_count,
+            targets: targets_of(division, index, &targets, spec.sockets.on_own_core),
             recv_buffers: spec.recv_buffers,
             recv_buffer_bytes: spec.recv_buffer_bytes,
             board: path.clone(),
@@ -174,6 +177,12 @@ pub fn measure(
         process.finish(Duration::from_secs(10))?;
     }
     Ok(result(spec, &first, &last))
+}
+
+/// The senders of receiver `index`: the one on its core, or all.
+fn targets_of(division: &Division, index: usize, all: &[SocketAddr], on_own_core: bool) -> Vec<SocketAddr> {
+    let own = division.session.iter().position(|core| *core == division.workers[index]);
+    own.filter(|_| on_own_core).map_or_else(|| all.to_vec(), |row| vec![all[row]])
 }
 
 fn connect(

@@ -8,6 +8,8 @@ pub mod client;
 
 pub mod plan;
 
+pub mod pace;
+
 pub mod returns;
 
 pub mod storm;
@@ -36,6 +38,7 @@ use crate::{
     verify::truth::Findings,
     worker::{
         core::{Core, Finished},
+        pace::{GATHER_BUSY, Pace},
         plan::Plan,
         sockets::ClientSockets,
     },
@@ -43,10 +46,6 @@ use crate::{
 
 /// Longest sleep, so that a new phase is noticed.
 const WAIT_MAX: Duration = Duration::from_millis(10);
-
-/// A busy worker looks at its sockets this often at most. It adds that much to some latencies, and saves the session, on
-/// whose core the kernel does it, one wake-up per write.
-const GATHER: Duration = Duration::from_millis(1);
 
 /// What a worker is told.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -87,7 +86,7 @@ pub fn ring_config(clients: u32, recv_buffers: u16) -> RingConfig {
         sockets_max: clients.max(1) as usize,
         recv_buffers,
         recv_buffer_bytes,
-        gather: GATHER,
+        gather: GATHER_BUSY,
         ..RingConfig::default()
     }
 }
@@ -102,8 +101,12 @@ pub fn run(config: &WorkerConfig) -> Result<()> {
     let mut sockets = ClientSockets::new(config.clients, stalling, config.recv_buffers)?;
     let mut core = Core::new(&workload, &board, config.index, config.targets.clone(), plan)?;
     let clock = Monotonic;
+    let mut pace = Pace::default();
     while board.phase() < Phase::Finish {
-        turn(&mut core, &mut sockets, &clock)?;
+        let events = turn(&mut core, &mut sockets, &clock)?;
+        if let Some(gather) = pace.count(events, clock.now()) {
+            sockets.set_gather(gather);
+        }
     }
     let Finished { measured, stalled, findings, errors } = core.finish();
     measured.save(&config.output)?;
@@ -112,8 +115,8 @@ pub fn run(config: &WorkerConfig) -> Result<()> {
     Ok(())
 }
 
-/// One turn: take what has arrived, do what is due, send, and sleep if there was nothing to do.
-pub fn turn(core: &mut Core<'_>, sockets: &mut ClientSockets, clock: &impl Clock) -> Result<()> {
+/// One turn: take what has arrived, do what is due, send, and sleep if there was nothing to do. Returns how much had arrived.
+pub fn turn(core: &mut Core<'_>, sockets: &mut ClientSockets, clock: &impl Clock) -> Result<usize> {
     let events = sockets.poll(&mut |event| core.handle(event, clock))?;
     core.settle(clock.now());
     let next = core.act(sockets, clock.now())?;
@@ -122,7 +125,7 @@ pub fn turn(core: &mut Core<'_>, sockets: &mut ClientSockets, clock: &impl Clock
     if events == 0 && !core.is_busy() && next > now {
         sockets.wait(Duration::from_nanos(next - now).min(WAIT_MAX))?;
     }
-    Ok(())
+    Ok(events)
 }
 
 /// Reads what a worker left behind.

@@ -73,6 +73,11 @@ impl ClientSockets {
         }
     }
 
+    /// Changes how long a wait gathers what comes (see [`RingConfig::gather`]).
+    pub fn set_gather(&mut self, gather: Duration) {
+        self.reading.set_gather(gather);
+    }
+
     /// The ring that owns a handle, and its own handle of it; none if the connection is another one by now.
     fn of(&mut self, conn: ConnId) -> Option<(&mut RingSockets, ConnId)> {
         match &mut self.stalling {

@@ -133,6 +133,10 @@ pub struct SessionSection {
     pub accept_rate: u32,
     /// Connections that each core lets in at once after a quiet time, where there is a rate.
     pub accept_burst: u32,
+    /// Each core takes the connections whose packets are handled on its own CPU, so that nothing of a connection crosses CPUs: where
+    /// the network card spreads connections over the CPUs of the cores, or clients on the same machine do. Otherwise the kernel
+    /// spreads connections evenly. Needs `cpu` and Linux 6.2.
+    pub accept_from_own_cpu: bool,
     /// Publishers of one client.
     pub publishers_max: u32,
     /// Subscriptions of one client.
@@ -325,6 +329,7 @@ impl Default for SessionSection {
             clients_max: defaults.clients_max,
             accept_rate: defaults.accept_rate,
             accept_burst: defaults.accept_burst,
+            accept_from_own_cpu: false,
             publishers_max: defaults.publishers_max,
             subscriptions_max: defaults.subscriptions_max,
             push_batch_max: defaults.push_batch_max,

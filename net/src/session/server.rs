@@ -11,7 +11,7 @@ use crate::{
         clock,
         mailbox::mailbox,
         pump::{self, Pump, PumpConfig},
-        ring::RingConfig,
+        ring::{RingConfig, accept_from_cpu},
     },
     session::{Session, SessionConfig, config::Routes, metrics::SessionMetrics, operations::SessionPost},
 };
@@ -35,6 +35,8 @@ pub struct SessionOptions {
     pub client_send_buffer: u32,
     /// TCP congestion control of client sockets; `None` leaves the system's.
     pub client_congestion_control: Option<String>,
+    /// Each core takes the connections whose packets are handled on its CPU, if it has one.
+    pub accept_from_own_cpu: bool,
 }
 
 /// A running session process.
@@ -73,9 +75,14 @@ impl SessionServer {
             let metrics = SessionMetrics::new(registry, core as u32);
             server.metrics.push(metrics.clone());
             let config = SessionConfig { id: SessionId(clock::unique()), ..options.session.clone() };
+            let cpu = options.first_cpu.map(|first| first + core);
+            if let Some(cpu) = cpu.filter(|_| options.accept_from_own_cpu) {
+                accept_from_cpu(&listener, cpu)
+                    .with_context(|| format!("taking connections from CPU {cpu} alone"))?;
+            }
             let pump = PumpConfig {
                 name: format!("session-{core}"),
-                cpu: options.first_cpu.map(|first| first + core),
+                cpu,
                 ring: ring.clone(),
                 listener: Some(listener),
             };

@@ -44,6 +44,12 @@ pub fn listen_group(addr: SocketAddr, count: usize, config: &RingConfig) -> io::
     Ok(group.into_iter().map(TcpListener::from).collect())
 }
 
+/// Of the listeners that share a port, makes this one take the connections whose packets are handled on `cpu`; those of a CPU that
+/// no listener names are spread as ever. Kernels before 6.2 do so with all.
+pub fn accept_from_cpu(listener: &TcpListener, cpu: usize) -> io::Result<()> {
+    SockRef::from(listener).set_cpu_affinity(cpu)
+}
+
 /// A socket about to connect, bound to `source` without choosing its port yet, so ports are per destination.
 pub(super) fn dial(target: SocketAddr, source: Option<IpAddr>, config: &RingConfig) -> io::Result<Socket> {
     let socket = stream_socket(target, config)?;

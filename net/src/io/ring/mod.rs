@@ -37,7 +37,7 @@ use std::{
     time::Duration,
 };
 
-pub use listener::listen_group;
+pub use listener::{accept_from_cpu, listen_group};
 pub use probe::Features;
 pub use sockets::{RingSockets, Waker};
 
@@ -262,6 +262,10 @@ pub trait Sockets {
 
     /// Submits everything queued.
     fn flush(&mut self) -> io::Result<()>;
+
+    /// The same in the middle of a turn, so that what was queued first need not wait for the rest. An error is returned by the next
+    /// flush. Sockets that submit at once have nothing to do.
+    fn nudge(&mut self) {}
 
     /// Ends the connection after what was queued for it; `Event::Closed` with [`CloseReason::Local`] follows. With
     /// `reset` the peer gets a reset, and an unsent remainder is dropped. A close without `reset` waits for a remainder

@@ -100,6 +100,11 @@ impl RingSockets {
         self.common.stats
     }
 
+    /// Changes [`RingConfig::gather`] from the next wait on.
+    pub fn set_gather(&mut self, gather: Duration) {
+        self.common.config.gather = gather;
+    }
+
     /// Adds a listening socket made elsewhere, one of [`super::listen_group`] for example.
     pub fn listen_on(&mut self, socket: TcpListener) -> io::Result<SocketAddr> {
         let bound = socket.local_addr()?;
@@ -381,6 +386,12 @@ impl Sockets for RingSockets {
     fn flush(&mut self) -> io::Result<()> {
         self.take_deferred()?;
         self.flush_now()
+    }
+
+    fn nudge(&mut self) {
+        if let Err(error) = self.flush_now() {
+            self.defer(error);
+        }
     }
 
     fn close(&mut self, conn: ConnId, reset: bool) {

@@ -2,7 +2,11 @@
 
 use crate::ring::driver::{Driver, any_port, pattern_bytes, small};
 use slotcast_net::io::ring::{ConnId, RingConfig, SendOutcome, SharedFrame, Sockets};
-use std::collections::{HashMap, HashSet};
+use std::{
+    collections::{HashMap, HashSet},
+    io::Read,
+    net::TcpStream,
+};
 
 /// Sends `total` patterned bytes from `client` in pieces and has the server side echo them.
 fn echo(driver: &mut Driver, client: ConnId, server: ConnId, total: usize, piece: usize) {
@@ -38,6 +42,24 @@ fn echo_sizes(config: RingConfig) -> Driver {
         echo(&mut driver, clients[0], servers[0], size * total_pieces, size);
     }
     driver
+}
+
+#[test]
+fn what_is_queued_goes_out_in_the_middle_of_a_turn() {
+    let mut driver = Driver::new(small(8));
+    let addr = driver.sockets.listen(any_port()).unwrap();
+    let mut stream = TcpStream::connect(addr).unwrap();
+    driver.until("accepted", |d| d.accepted.len() == 1);
+    driver.must_send(driver.accepted[0], &[b"now"]);
+    driver.sockets.nudge();
+    let mut got = [0; 3];
+    stream.read_exact(&mut got).unwrap();
+    assert_eq!(&got, b"now");
+    driver.must_send(driver.accepted[0], &[b"later"]);
+    driver.sockets.flush().unwrap();
+    let mut got = [0; 5];
+    stream.read_exact(&mut got).unwrap();
+    assert_eq!(&got, b"later");
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! Ports are held alone, tables fill up and free again, several rings act as one.
 
 use crate::ring::driver::{Driver, any_port, small};
-use slotcast_net::io::ring::{RingConfig, RingSockets, Sockets, listen_group};
+use slotcast_net::io::ring::{RingConfig, RingSockets, Sockets, accept_from_cpu, listen_group};
+use socket2::SockRef;
 use std::{
     collections::HashSet,
     io::{ErrorKind, Read},
@@ -38,6 +39,27 @@ fn a_group_shares_its_port_and_keeps_others_out() {
         first.accepted.len() + second.accepted.len() == 40
     });
     assert!(!first.accepted.is_empty() && !second.accepted.is_empty());
+}
+
+#[test]
+fn a_listener_of_a_group_takes_the_connections_of_its_cpu() {
+    use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+    let allowed = sched_getaffinity(None).unwrap();
+    let cpus: Vec<usize> = (0..CpuSet::MAX_CPU).filter(|cpu| allowed.is_set(*cpu)).take(2).collect();
+    let group = listen_group(any_port(), cpus.len(), &small(8)).unwrap();
+    let addr = group[0].local_addr().unwrap();
+    for (listener, cpu) in group.iter().zip(&cpus) {
+        accept_from_cpu(listener, *cpu).unwrap();
+        SockRef::from(listener).set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    }
+    for (listener, cpu) in group.iter().zip(&cpus) {
+        let mut own = CpuSet::new();
+        own.set(*cpu);
+        // Of this thread alone: on loopback it is the one that connects whose CPU handles the packets.
+        sched_setaffinity(None, &own).unwrap();
+        let _streams: Vec<TcpStream> = (0..20).map(|_| TcpStream::connect(addr).unwrap()).collect();
+        (0..20).for_each(|_| _ = listener.accept().expect("the listener of the CPU has them all"));
+    }
 }
 
 /// Tables of 8: all 30 slots of the four rings are used, the next connection waits until one is free.
