@@ -102,8 +102,13 @@ fn run(disk: &mut MemoryDisk) -> anyhow::Result<()> {
         waiting_bytes_max: 64 * 1024,
         retry_interval: 100 * MILLI,
     };
-    let storage =
-        StorageConfig { journal, snapshot_rate: 1 << 30, snapshot_step: 4096, journal_bytes_max: 32 * 1024 };
+    let storage = StorageConfig {
+        journal,
+        snapshot_rate: 1 << 30,
+        copied_snapshot_rate: 1 << 30,
+        snapshot_step: 4096,
+        journal_bytes_max: 32 * 1024,
+    };
     let config = ShardConfig {
         slot_count: SLOTS,
         slots: 0..=(SLOTS - 1) as u16,

@@ -21,6 +21,8 @@ pub mod memory;
 
 pub mod meta;
 
+pub mod idle;
+
 pub mod population;
 
 pub mod capacity;

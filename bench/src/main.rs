@@ -8,6 +8,7 @@ use bench::{
     capacity::{self, CapacitySpec},
     crash::CrashReport,
     fixture,
+    idle::{self, IdleSpec},
     measure::measure,
     meta::{self, MetaSpec},
     peers::{self, PeersSpec, report, server, slotcast},
@@ -98,6 +99,30 @@ enum What {
         /// Core of the subscribers and the publisher
         #[arg(long, default_value_t = 1)]
         load_core: usize,
+        /// Also write the figures here
+        #[arg(long, value_name = "PATH")]
+        json: Option<PathBuf>,
+    },
+    /// What sessions and data nodes say to each other when nothing happens, for about a minute
+    Idle {
+        /// Session cores, each a session to the data nodes
+        #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=500))]
+        sessions: u32,
+        /// Slots of the cluster, a power of two
+        #[arg(long, default_value_t = 1024)]
+        slots: u32,
+        /// Data nodes
+        #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=16))]
+        data: u32,
+        /// Registrations
+        #[arg(long, default_value_t = 2000)]
+        publishers: usize,
+        /// How long is looked at, once everything has settled
+        #[arg(long, value_name = "DURATION", default_value = "20s")]
+        duration: humantime::Duration,
+        /// A setting of the cluster, such as `data.session_lease=10s`; may be repeated
+        #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
+        set: Vec<String>,
         /// Also write the figures here
         #[arg(long, value_name = "PATH")]
         json: Option<PathBuf>,
@@ -256,6 +281,11 @@ fn main() -> anyhow::Result<()> {
         }
         What::Hold { core, seconds, command } => server::hold(core, seconds, &command),
         What::Serve { port, clients } => slotcast::serve(port, clients),
+        What::Idle { sessions, slots, data, publishers, duration, set, json } => {
+            let (sessions, data) = (sessions as usize, data as usize);
+            let window = duration.into();
+            rest(&IdleSpec { sessions, slots, data, publishers, window, settings: set }, json)
+        }
         What::Meta { nodes, slots, replicas, zones, seconds, json } => {
             plan(&MetaSpec { nodes, slots, replicas: replicas as usize, zones, seconds }, json)
         }
@@ -425,6 +455,18 @@ fn micro(only: &str, json: Option<PathBuf>) -> anyhow::Result<()> {
     println!("{table}");
     if let Some(path) = json {
         fs::write(path, serde_json::to_string_pretty(&figures)? + "\n")?;
+    }
+    Ok(())
+}
+
+fn rest(spec: &IdleSpec, json: Option<PathBuf>) -> anyhow::Result<()> {
+    let bar = indicatif::ProgressBar::new(0);
+    bar.set_style(indicatif::ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len}")?);
+    let found = idle::run(spec, &bar)?;
+    println!("{}", idle::table(spec, &found));
+    if let Some(path) = json {
+        let text = serde_json::to_string_pretty(&idle::json(spec, &found))? + "\n";
+        fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
     }
     Ok(())
 }

@@ -135,7 +135,7 @@ impl ChangeLog {
 
     /// Data ids of the oldest and the newest entry, by their numbers within the slot.
     pub(crate) fn ends(&self) -> Option<(u32, u32)> {
-        Some((self.entries.front()?.datum, self.entries.back()?.datum))
+        Some((self.entries.get(0)?.datum, self.entries.get(self.len() - 1)?.datum))
     }
 
     /// When the oldest batch was sealed of which an entry is held.

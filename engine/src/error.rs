@@ -133,6 +133,8 @@ impl Refusal {
         match self {
             Refusal::Overloaded => Some(100),
             Refusal::StorageFailed => Some(500),
+            // Where there is no storage, until somebody gives the node one; where its lease has ended, until it has one again.
+            Refusal::PersistentUnavailable => Some(1000),
             _ => None,
         }
     }

@@ -29,6 +29,9 @@ pub struct StorageConfig {
     pub journal: JournalConfig,
     /// Bytes per second that snapshots are written with.
     pub snapshot_rate: u64,
+    /// The same for slots that were taken over as a whole from their leader, if larger: until a snapshot stands for such a slot
+    /// nothing of it is durable here, and it does not count as in sync.
+    pub copied_snapshot_rate: u64,
     /// Bytes that a snapshot's scan reads at once, about.
     pub snapshot_step: usize,
     /// Bytes of journal files above which the oldest slots are snapshotted, so that files can go.
@@ -111,6 +114,8 @@ pub struct Storage {
     slots: BTreeMap<SlotId, SlotDisk>,
     needs: BTreeSet<(SegmentId, SlotId)>,
     gaps: BTreeSet<SlotId>,
+    /// Of these, the ones that were taken over as a whole.
+    copied: BTreeSet<SlotId>,
     scan: Option<Scan>,
     writes_under_way: BTreeSet<u64>,
     allowance: u64,
@@ -136,6 +141,7 @@ impl Storage {
             slots: BTreeMap::new(),
             needs: BTreeSet::new(),
             gaps: BTreeSet::new(),
+            copied: BTreeSet::new(),
             scan: None,
             writes_under_way: BTreeSet::new(),
             allowance: 0,
@@ -278,7 +284,10 @@ impl Storage {
             self.snapshot(slots);
             self.truncate(now);
         }
-        self.journal.flush(now, false, &mut self.disk);
+        // Somebody waits for the snapshot of a copied slot, and that for what was journaled meanwhile.
+        let waits = |scan: &Scan| matches!(scan.phase, Phase::Journal(_)) && self.copied.contains(&scan.slot);
+        let at_once = self.scan.as_ref().is_some_and(waits);
+        self.journal.flush(now, at_once, &mut self.disk);
     }
 
     /// Writes everything that waits, whatever the interval says. Snapshots are left as they are.
@@ -305,8 +314,7 @@ impl Storage {
         let scanning = self.scan.as_ref().is_some_and(|scan| scan.phase == Phase::Scanning);
         let step = (scanning && self.writes_under_way.len() < 2).then(|| {
             let lacking = (self.config.snapshot_step as u64).saturating_sub(self.allowance);
-            let nanos =
-                u128::from(lacking) * u128::from(Nanos::SECOND) / u128::from(self.config.snapshot_rate);
+            let nanos = u128::from(lacking) * u128::from(Nanos::SECOND) / u128::from(self.rate());
             self.allowed_at.unwrap_or_default().after(nanos as u64 + 1)
         });
         block.into_iter().chain(step).min()
@@ -356,9 +364,16 @@ impl Storage {
         }
     }
 
+    /// Bytes per second for the snapshot under way.
+    fn rate(&self) -> u64 {
+        let is_copied = self.scan.as_ref().is_some_and(|scan| self.copied.contains(&scan.slot));
+        let least = if is_copied { self.config.copied_snapshot_rate } else { 0 };
+        self.config.snapshot_rate.max(least)
+    }
+
     fn earn(&mut self, now: Nanos) {
         let since = self.allowed_at.replace(now).map_or(0, |at| now.since(at));
-        let earned = u128::from(self.config.snapshot_rate) * u128::from(since) / u128::from(Nanos::SECOND);
+        let earned = u128::from(self.rate()) * u128::from(since) / u128::from(Nanos::SECOND);
         self.allowance = (self.allowance + earned as u64).min(4 * self.config.snapshot_step as u64);
     }
 
@@ -405,9 +420,9 @@ impl Storage {
         }
     }
 
-    /// Slots with a gap first; then, when the journal is long or of an earlier run, the one that needs the oldest file.
+    /// Slots with a gap first, those taken over as a whole before the others; then, when the journal is long or of an earlier run, the one that needs the oldest file.
     fn next_scan(&self) -> Option<SlotId> {
-        if let Some(slot) = self.gaps.first() {
+        if let Some(slot) = self.copied.first().or(self.gaps.first()) {
             return Some(*slot);
         }
         let (oldest, slot) = self.needs.first()?;
@@ -430,6 +445,7 @@ impl Storage {
         }
         slot.gap = false;
         self.gaps.remove(&scan.slot);
+        self.copied.remove(&scan.slot);
         slot.last = slot.last.max(scan.revision);
         slot.needs = slot.since_scan.take();
         self.needs.extend(slot.needs.map(|segment| (segment, scan.slot)));

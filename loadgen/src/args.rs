@@ -6,7 +6,7 @@ use clap::{Args, Parser, Subcommand};
 use slotcast_net::data::storage::StorageKind;
 
 use crate::{
-    chaos::{ChaosSpec, Scenario, Shape},
+    chaos::{ChaosSpec, Scenario, Shape, cluster::Cluster},
     clock::SECOND,
     disturbance::Disturbance,
     ingest::IngestSpec,
@@ -410,8 +410,9 @@ pub struct ChaosArgs {
     /// Sessions [default: 2].
     #[arg(long, value_parser = clap::value_parser!(u8).range(1..=32))]
     pub sessions: Option<u8>,
-    /// Processes of the control plane [default: 1 where there are several data nodes].
-    #[arg(long, value_parser = clap::value_parser!(u8).range(..=1))]
+    /// Processes of the control plane; several keep their table in an etcd that is started for them [default: 2 for random where
+    /// there is an etcd, else 1 where there are several data nodes].
+    #[arg(long, value_parser = clap::value_parser!(u8).range(..=5))]
     pub meta: Option<u8>,
     /// Let `random` cut no process off from the others. It does that where network namespaces are permitted (to root, mostly).
     #[arg(long)]
@@ -521,7 +522,9 @@ impl ChaosArgs {
         let moves = self.scenario == Scenario::MoveSlot;
         let usual = if self.preset.is_some() { Shape::CLUSTER } else { self.scenario.shape() };
         let data = self.data.map_or(usual.data, usize::from);
-        let metas = self.meta.map_or(usual.metas.max(usize::from(data > 1)), usize::from);
+        let several = self.scenario == Scenario::Random && Cluster::has_etcd();
+        let usually = if several { 2 } else { usual.metas.max(usize::from(data > 1)) };
+        let metas = self.meta.map_or(usually, usize::from);
         let sessions = self.sessions.map_or(usual.sessions, usize::from);
         let usually = if moves { 3 } else { 10 };
         let rounds = if self.duration.is_some() { self.rounds } else { self.rounds.or(Some(usually)) };
@@ -619,6 +622,7 @@ impl Setting {
             session_cores: self.session_cores,
             workers: self.workers,
             disturbance: Disturbance {
+                roams: false,
                 reconnects_per_sec: self.reconnects_per_sec,
                 stalled_clients: self.stalled_clients,
                 reconnect_storm: self.reconnect_storm,

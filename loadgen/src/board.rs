@@ -94,6 +94,8 @@ const MAGIC: u64 = u64::from_le_bytes(*b"scboard1");
 const HEAD: usize = 8;
 const ROW: usize = 32;
 const ENTRY: usize = 3;
+/// In the word that says when an operation was sent.
+const RESENT: u64 = 1 << 63;
 const AT_PHASE: usize = 1;
 const AT_START: usize = 2;
 const AT_WORKERS: usize = 3;
@@ -200,7 +202,18 @@ impl Board {
 
     /// When an operation was sent; 0: not yet.
     pub fn sent(&self, op: u32) -> u64 {
-        self.get(self.entry(op))
+        self.get(self.entry(op)) & !RESENT
+    }
+
+    /// Whether an operation was sent once more over another connection, because nobody knew what had become of it: it may have
+    /// had its effect before the revision that it was acknowledged with in the end.
+    pub fn is_resent(&self, op: u32) -> bool {
+        self.get(self.entry(op)) & RESENT != 0
+    }
+
+    /// Notes that it was.
+    pub fn set_resent(&self, op: u32) {
+        self.set(self.entry(op), self.get(self.entry(op)) | RESENT);
     }
 
     /// Notes when an operation was sent.

@@ -21,6 +21,9 @@ pub struct Disturbance {
     pub stalled_clients: u32,
     /// All clients are reset in the middle of the window and come back.
     pub reconnect_storm: bool,
+    /// Sessions may go away: a client whose connection ends goes to the next one with all that it has.
+    #[serde(default)]
+    pub roams: bool,
 }
 
 impl Disturbance {

@@ -75,9 +75,9 @@ mod tests {
     #[test]
     fn two_cores_are_shared_or_one_for_the_session_and_one_for_the_rest() {
         let shared = Division::new(&[0, 1], 100_000, None, None);
-        assert_eq!((shared.session, shared.data, shared.workers), (vec![0, 1], vec![1], vec![0, 1]));
         assert_eq!((shared.session_niceness, shared.is_paired()), (SESSION_NICENESS, true));
         assert_eq!(shared.parts(100_000), [(0, 51_020), (51_020, 48_980)]);
+        assert_eq!((shared.session, shared.data, shared.workers), (vec![0, 1], vec![1], vec![0, 1]));
         assert!(!Division::new(&[0, 1], 100_000, None, Some(1)).is_paired());
         assert!(!Division::new(&[0, 1], 100_000, None, Some(4)).is_paired());
         let division = Division::new(&[0, 1], 100_000, Some(1), None);

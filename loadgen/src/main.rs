@@ -204,6 +204,18 @@ fn chaos(args: &ChaosArgs) -> Result<ExitCode> {
     }
     let progress = Progress::new();
     let spec = args.spec();
+    if spec.scenario == chaos::Scenario::Random && spec.shape.metas == 1 {
+        progress.say(
+            "one process of the control plane, with a file: that another takes over, and that its etcd is away, is left out \
+             (--meta 2, where etcd is installed)",
+        );
+    }
+    if may_cut && Network::inside().is_none() {
+        progress.say("network namespaces are not permitted here: that processes are cut off is left out");
+    } else if may_cut && !Network::has_ways() {
+        progress
+            .say("tc is not installed: that a process is cut off from everybody on one way only is left out");
+    }
     if let Some(load) = args.load() {
         let workload = load.source.build(0..0)?;
         let result = chaos::loaded::run(&spec, &load, &workload, &progress);

@@ -155,7 +155,7 @@ pub fn data(config: &Path) -> Result<()> {
     let data = DataProcess::start(&Config::load(Some(config), &[])?)?;
     println!("ready: shards {:?}, http {}", data.server.addrs, data.admin.addr);
     wait_for_end(|| data.server.is_finished())?;
-    data.server.stop()
+    data.server.end()
 }
 
 /// Runs the session role of a configuration file until the process is asked to end.
@@ -207,17 +207,22 @@ fn wait_ready(process: &mut Process, http: SocketAddr) -> Result<()> {
 
 /// A plain GET: status and body.
 pub(crate) fn get(addr: SocketAddr, path: &str) -> Result<(u16, String)> {
-    ask(addr, "GET", path)
+    ask(addr, "GET", path, HTTP_TIMEOUT)
+}
+
+/// The same for whoever does not wait long.
+pub(crate) fn get_within(addr: SocketAddr, path: &str, patience: Duration) -> Result<(u16, String)> {
+    ask(addr, "GET", path, patience)
 }
 
 /// A plain POST without a body: status and body.
 pub(crate) fn post(addr: SocketAddr, path: &str) -> Result<(u16, String)> {
-    ask(addr, "POST", path)
+    ask(addr, "POST", path, HTTP_TIMEOUT)
 }
 
-fn ask(addr: SocketAddr, method: &str, path: &str) -> Result<(u16, String)> {
-    let mut stream = TcpStream::connect_timeout(&addr, HTTP_TIMEOUT)?;
-    stream.set_read_timeout(Some(HTTP_TIMEOUT))?;
+fn ask(addr: SocketAddr, method: &str, path: &str, patience: Duration) -> Result<(u16, String)> {
+    let mut stream = TcpStream::connect_timeout(&addr, patience)?;
+    stream.set_read_timeout(Some(patience))?;
     let length = if method == "POST" { "Content-Length: 0\r\n" } else { "" };
     write!(stream, "{method} {path} HTTP/1.1\r\nHost: {addr}\r\n{length}Connection: close\r\n\r\n")?;
     let mut text = String::new();

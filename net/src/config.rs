@@ -223,6 +223,7 @@ impl Config {
             ip,
             http: data.http.port(),
             replica_lag_max: data.replica_lag_max.as_nanos() as u64,
+            shutdown_handover: data.shutdown_handover,
         })
     }
 
@@ -380,6 +381,7 @@ impl Config {
         let storage = StorageConfig {
             journal,
             snapshot_rate: data.snapshot_rate,
+            copied_snapshot_rate: data.copied_snapshot_rate,
             snapshot_step: STEP_BYTES,
             journal_bytes_max: data.journal_bytes_max,
         };

@@ -67,6 +67,9 @@ struct Sessions {
     /// HTTP addresses of session processes [default: that of --target]
     #[arg(value_name = "HOST:PORT")]
     sessions: Vec<String>,
+    /// All sessions of the cluster: the control plane, which --target names then, says where they are
+    #[arg(long, conflicts_with = "sessions")]
+    all: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -121,9 +124,10 @@ impl Ctl {
 
     /// The process that is asked.
     fn target(&self) -> Target {
-        let port = match self.command {
+        let port = match &self.command {
             Command::Compaction { .. } | Command::Memory | Command::Top { .. } => 7629,
-            Command::StopPush(_) | Command::ResumePush(_) => 7609,
+            Command::StopPush(sessions) | Command::ResumePush(sessions) if !sessions.all => 7609,
+            Command::StopPush(_) | Command::ResumePush(_) => 7619,
             Command::Status | Command::Drain(_) => 7619,
         };
         Target(self.target.clone().unwrap_or_else(|| format!("127.0.0.1:{port}")))
@@ -134,12 +138,17 @@ impl Ctl {
     }
 
     /// Tells sessions to push or not. All are told, also when one does not answer.
-    fn push(&self, Sessions { sessions }: &Sessions, command: &str) -> anyhow::Result<String> {
+    fn push(&self, Sessions { sessions, all }: &Sessions, command: &str) -> anyhow::Result<String> {
+        let (mut told, mut failed) = (Vec::new(), Vec::new());
         let targets: Vec<Target> = match sessions.as_slice() {
+            _ if *all => {
+                let (found, unknown) = cluster::sessions(&self.target())?;
+                failed.extend(unknown);
+                found
+            }
             [] => vec![self.target()],
             sessions => sessions.iter().cloned().map(Target).collect(),
         };
-        let (mut told, mut failed) = (Vec::new(), Vec::new());
         for target in targets {
             let answer = target.ask("POST", &format!("{PUSH}/{command}"), None);
             let read = |text: String| -> anyhow::Result<Vec<PushReport>> {

@@ -122,7 +122,7 @@ pub struct MetaLink {
     heartbeat_at: Nanos,
     lease_end: Nanos,
     load: NodeLoad,
-    draining: bool,
+    ending: bool,
     slots: Vec<SlotReport>,
     report: u64,
     report_held: u64,
@@ -155,7 +155,7 @@ impl MetaLink {
             heartbeat_at: Nanos(0),
             lease_end: Nanos(0),
             load: NodeLoad::default(),
-            draining: false,
+            ending: false,
             slots: Vec::new(),
             report: 1,
             report_held: 0,
@@ -206,9 +206,11 @@ impl MetaLink {
         self.load = load;
     }
 
-    /// Asks to be emptied, or not any more.
-    pub fn set_draining(&mut self, draining: bool) {
-        self.draining = draining;
+    /// Says, at once, that the process is about to end: what this node leads goes to followers in sync, as far as there are any.
+    pub fn set_ending(&mut self) {
+        if !std::mem::replace(&mut self.ending, true) {
+            self.heartbeat_at = Nanos(0);
+        }
     }
 
     /// What the node does with its slots: all of them, as it is after the table of `table_epoch` was taken in. To be called
@@ -370,12 +372,12 @@ impl MetaLink {
                 sequence,
                 table_epoch,
                 load: self.load,
-                draining: self.draining,
+                ending: self.ending,
                 report: self.report,
                 reported_epoch: self.reported_epoch,
                 slots: (self.report_held != self.report).then(|| self.slots.clone()),
             },
-            MetaPeer::Session => MetaMessage::Watch { sequence, table_epoch },
+            MetaPeer::Session | MetaPeer::Serving(_) => MetaMessage::Watch { sequence, table_epoch },
         };
         message.write(&mut self.out);
         self.unanswered.push_back((sequence, now));

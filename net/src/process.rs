@@ -1,6 +1,6 @@
 //! A process of one role or of all: servers, HTTP, and the wait for a signal.
 
-use std::{sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::{Context, ensure};
 use prometheus_client::registry::Registry;
@@ -16,6 +16,7 @@ use crate::{
         config::Routes,
         server::{SessionServer, readiness},
     },
+    wire::meta::MetaPeer,
 };
 
 /// Prefix of every metric's name.
@@ -105,11 +106,17 @@ impl SessionProcess {
         if let Some(routes) = routes {
             options.session.routes = routes;
         }
+        let listener = Admin::bind(config.session.http)?;
+        let own = listener.local_addr()?;
+        let pages = SocketAddr::new(config.session.advertise.unwrap_or(own.ip()), own.port());
+        if let Some(meta) = options.session.meta.as_mut().filter(|_| !pages.ip().is_unspecified()) {
+            meta.peer = MetaPeer::Serving(pages);
+        }
         let server = SessionServer::start(&options, &mut registry)?;
         let (metrics, links) = (server.metrics.clone(), server.links);
         let ready = Arc::new(move || readiness(links, &metrics));
         let operations = control::session_routes(server.operations.clone());
-        match Admin::start(config.session.http, registry, ready, operations) {
+        match Admin::serve(listener, registry, ready, operations) {
             Ok(admin) => Ok(Self { server, admin }),
             Err(error) => {
                 server.stop()?;

@@ -337,6 +337,7 @@ impl World {
                 retry_interval: 20 * MILLI,
             },
             snapshot_rate: 1 << 30,
+            copied_snapshot_rate: 1 << 30,
             snapshot_step: 200 + chance.below(4000) as usize,
             journal_bytes_max: chance.below(64 * 1024),
         };

@@ -64,6 +64,7 @@ impl World {
                 retry_interval: 20 * MS,
             },
             snapshot_rate: 1 << 30,
+            copied_snapshot_rate: 1 << 30,
             snapshot_step: 200 + rng.below(4000),
             journal_bytes_max: rng.range(16 * 1024, 128 * 1024),
         };

@@ -162,8 +162,13 @@ fn node(runs: u64, frames: u64, journal_bytes_max: u64) -> MemoryDisk {
             waiting_bytes_max: 64 * 1024,
             retry_interval: Nanos::SECOND,
         };
-        let storage =
-            StorageConfig { journal, snapshot_rate: 1 << 30, snapshot_step: 4096, journal_bytes_max };
+        let storage = StorageConfig {
+            journal,
+            snapshot_rate: 1 << 30,
+            copied_snapshot_rate: 1 << 30,
+            snapshot_step: 4096,
+            journal_bytes_max,
+        };
         let mut shard = Shard::recovered(config, found, storage);
         let mut now = Nanos(1);
         shard.handle_link_open(ReaderId(1), SessionId(1 + run), 0, true, now).expect("a session");

@@ -28,6 +28,7 @@ impl Storage {
             self.abandon_scan();
         }
         self.gaps.remove(&id);
+        self.copied.remove(&id);
         let had = self.slots.remove(&id);
         if let Some(segment) = had.as_ref().and_then(|slot| slot.needs) {
             self.needs.remove(&(segment, id));
@@ -57,6 +58,7 @@ impl Storage {
         let slot = self.slots.entry(id).or_default();
         slot.gap = true;
         self.gaps.insert(id);
+        self.copied.insert(id);
     }
 
     /// Journals that a slot was let go of, if that is still to be done and the disk takes it.

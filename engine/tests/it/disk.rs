@@ -110,6 +110,7 @@ impl Kept {
                 retry_interval: 100 * MILLI,
             },
             snapshot_rate: 1 << 30,
+            copied_snapshot_rate: 1 << 30,
             snapshot_step: 4096,
             journal_bytes_max,
         };

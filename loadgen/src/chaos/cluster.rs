@@ -3,18 +3,23 @@
 use std::{
     fs,
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener},
-    path::PathBuf,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
     time::Duration,
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use slotcast_net::{config::Config, data::storage::StorageKind, meta::node::MetaView};
+use slotcast_net::{
+    config::Config,
+    data::storage::StorageKind,
+    meta::{core::Phase, node::MetaView},
+};
 use tempfile::TempDir;
 
 use crate::{
-    chaos::network::Network,
+    chaos::network::{Network, Way},
     process::{Process, cores},
-    roles::{Metrics, get, post},
+    roles::{Metrics, get, get_within, post},
 };
 
 /// Shards of the one data node of a cluster without a control plane; one of several has one.
@@ -22,9 +27,15 @@ const SHARDS: u32 = 2;
 const DATA_PORT: u16 = 7610;
 const SESSION_PORT: u16 = 8610;
 const META_PORT: u16 = 9610;
+const STORE_PORT: u16 = 2379;
+/// The store's program, and how long the lead outlives the process that had it.
+const STORE: &str = "etcd";
+const LEAD_TTL: &str = "2s";
 /// From a process's port to that of its pages, and to that of the next process.
 const HTTP_OFFSET: u16 = 10;
 const NEXT: u16 = 20;
+/// A process of the control plane that does not say in time what it sees does not lead, as far as anybody knows.
+const STATUS_WITHIN: Duration = Duration::from_millis(500);
 
 /// How many processes of each role there are.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize)]
@@ -33,7 +44,7 @@ pub struct Shape {
     pub data: usize,
     /// Sessions.
     pub sessions: usize,
-    /// Processes of the control plane; without one there is one data node with all slots.
+    /// Processes of the control plane, several with an etcd; without one there is one data node with all slots.
     pub metas: usize,
 }
 
@@ -53,6 +64,8 @@ pub enum Member {
     Data(usize),
     /// A session.
     Session(usize),
+    /// The etcd of several processes of the control plane.
+    Store,
 }
 
 impl std::fmt::Display for Member {
@@ -61,13 +74,16 @@ impl std::fmt::Display for Member {
             Member::Meta(number) => write!(f, "control plane {number}"),
             Member::Data(number) => write!(f, "data node {number}"),
             Member::Session(number) => write!(f, "session {number}"),
+            Member::Store => f.write_str("etcd"),
         }
     }
 }
 
 struct Seat {
-    role: &'static str,
-    config: PathBuf,
+    program: PathBuf,
+    arguments: Vec<String>,
+    /// The page that says whether it is ready.
+    readiness: &'static str,
     /// Ports that have to be free before it starts.
     ports: Vec<SocketAddr>,
     http: SocketAddr,
@@ -113,9 +129,12 @@ impl Cluster {
             shape.metas > 0 || (shape.data == 1 && *spare == 0),
             "several data nodes need a control plane: give --meta 1"
         );
+        let has_store = shape.metas > 1;
         ensure!(
-            shape.metas <= 1,
-            "several processes of the control plane need an etcd, which is not started here"
+            !has_store || Self::has_etcd(),
+            "{} processes of the control plane keep their table in an etcd, and there is none on this machine (Debian: \
+             apt-get install etcd-server): leave --meta at 1",
+            shape.metas
         );
         let folder = tempfile::Builder::new().prefix("loadgen-").tempdir()?;
         let data = match storage {
@@ -135,10 +154,16 @@ impl Cluster {
         let network = Network::inside();
         // Each process has its place: the control plane, data nodes, sessions.
         let (data_place, session_place) = (shape.metas, shape.metas + shape.data + spare);
+        let store_place = session_place + shape.sessions;
         let at = |place: usize, port| {
             SocketAddr::new(network.map_or(ip, |network| network.address_of(place)), port)
         };
         let mut shared = vec![format!("data.storage={storage:?}").to_lowercase()];
+        if has_store {
+            shared.push("meta.store=\"etcd\"".into());
+            shared.push(format!("meta.etcd=[\"http://{}\"]", at(store_place, STORE_PORT)));
+            shared.push(format!("meta.lead_ttl=\"{LEAD_TTL}\""));
+        }
         if shape.metas > 0 {
             let peers = (0..shape.metas)
                 .map(|number| format!("\"{}\"", at(number, META_PORT + NEXT * number as u16)));
@@ -155,12 +180,19 @@ impl Cluster {
                 all.push(format!("{role}.http=\"{http}\""));
                 all.extend(settings.iter().cloned());
                 fs::write(&path, toml::to_string(&Config::load(None, &all)?)?)?;
-                Ok(Seat { role, config: path, ports, http, process: None })
+                let program = std::env::current_exe().context("cannot find the own binary")?;
+                let path = path.to_str().context("the temporary folder's name is not UTF-8")?;
+                let arguments = ["role", role, "--config", path].map(String::from).to_vec();
+                Ok(Seat { program, arguments, readiness: "/readyz", ports, http, process: None })
             };
         let mut seats = Vec::new();
+        if has_store {
+            let addr = at(store_place, STORE_PORT);
+            seats.push((Member::Store, store(addr, &folder.path().join("etcd"))));
+        }
         for number in 0..shape.metas {
             let port = at(number, META_PORT + NEXT * number as u16);
-            let own = vec![format!("meta.listen=\"{port}\"")];
+            let own = vec![format!("meta.listen=\"{port}\""), format!("meta.name=\"meta-{}\"", number + 1)];
             seats.push((Member::Meta(number), seat("meta", number, vec![port], own)?));
         }
         for number in 0..shape.data + spare {
@@ -187,6 +219,12 @@ impl Cluster {
             clients.push(port);
         }
         Ok(Self { seats, shape: *shape, limit: *limit, clients, network, _folders: [folder, data] })
+    }
+
+    /// Whether there is an etcd on this machine.
+    pub fn has_etcd() -> bool {
+        let asked = Command::new(STORE).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
+        asked.is_ok_and(|status| status.success())
     }
 
     /// How many processes of each role there are.
@@ -233,14 +271,11 @@ impl Cluster {
         if network.is_none() && seat.ports.iter().chain([&seat.http]).any(is_taken) {
             return Ok(false);
         }
-        let config = seat.config.to_str().context("the temporary folder's name is not UTF-8")?;
-        let arguments = ["role", seat.role, "--config", config];
         let name = member.to_string();
         seat.process = Some(match network {
-            None => Process::start(&name, &arguments, &cores(), 0, limit)?,
+            None => Process::launch(&name, (&seat.program, &seat.arguments), &cores(), 0, limit)?,
             Some(network) => {
-                let binary = std::env::current_exe().context("cannot find the own binary")?;
-                let (program, arguments) = network.wrap(&binary, &arguments);
+                let (program, arguments) = network.wrap(&seat.program, &seat.arguments);
                 let process = Process::launch(&name, (&program, &arguments), &cores(), 0, limit)?;
                 network.connect(place, process.id())?;
                 process
@@ -254,10 +289,21 @@ impl Cluster {
         self.network.is_some()
     }
 
-    /// Cuts a process off from all others, or mends that.
-    pub fn cut(&self, member: Member, is_cut: bool) -> Result<()> {
+    /// Cuts a process off from all others, on one way or on both, or mends that.
+    pub fn cut(&self, member: Member, way: Way, is_cut: bool) -> Result<()> {
         let network = self.network.context("there is no network that could be cut")?;
-        network.cut(self.index(member), is_cut)
+        network.cut(self.index(member), self.pid(member)?, way, is_cut)
+    }
+
+    /// Keeps what one process sends to another from arriving, or mends that.
+    pub fn part(&self, from: Member, to: Member, is_cut: bool) -> Result<()> {
+        let network = self.network.context("there is no network that could be cut")?;
+        network.part(self.pid(from)?, self.index(to), is_cut)
+    }
+
+    fn pid(&self, member: Member) -> Result<u32> {
+        let process = self.seat(member).process.as_ref();
+        process.map(Process::id).with_context(|| format!("the {member} does not run"))
     }
 
     /// An error if a process has ended that should run.
@@ -271,12 +317,13 @@ impl Cluster {
         if let Some(process) = &mut seat.process {
             process.check()?;
         }
-        Ok(get(seat.http, "/readyz").is_ok_and(|(status, _)| status == 200))
+        Ok(get(seat.http, seat.readiness).is_ok_and(|(status, _)| status == 200))
     }
 
     /// What a process says why it is not ready.
     pub fn readiness(&self, member: Member) -> String {
-        match get(self.seat(member).http, "/readyz") {
+        let seat = self.seat(member);
+        match get(seat.http, seat.readiness) {
             Ok((status, text)) => format!("{status} {}", text.trim()),
             Err(error) => error.to_string(),
         }
@@ -287,10 +334,22 @@ impl Cluster {
         Metrics::read(self.seat(member).http)
     }
 
-    /// How the control plane sees the cluster; none without one, or while it does not answer.
+    /// How the control plane sees the cluster; none without one, or while nobody leads it.
     pub fn view(&self) -> Option<MetaView> {
-        let (_, seat) = self.seats.iter().find(|(member, _)| matches!(member, Member::Meta(_)))?;
-        serde_json::from_str(&get(seat.http, "/status").ok()?.1).ok()
+        self.leading().map(|(_, view)| view)
+    }
+
+    /// The process that leads the control plane, by its place, and what it sees.
+    pub fn leading(&self) -> Option<(usize, MetaView)> {
+        let running = self.seats.iter().filter(|(_, seat)| seat.process.is_some());
+        let metas = running.filter_map(|(member, seat)| match member {
+            Member::Meta(number) => Some((*number, seat.http)),
+            _ => None,
+        });
+        let ask = |(number, http)| -> Option<(usize, MetaView)> {
+            Some((number, serde_json::from_str(&get_within(http, "/status", STATUS_WITHIN).ok()?.1).ok()?))
+        };
+        metas.filter_map(ask).find(|(_, view)| view.status.phase != Phase::Standby)
     }
 
     /// Whether every slot has a leader and as many members in sync as it is to have, and nothing moves. Without a control plane
@@ -315,13 +374,16 @@ impl Cluster {
         (0..all).max_by_key(leads)
     }
 
+    /// The data node that leads most and the process that leads the control plane, by their places.
+    pub fn leaders(&self) -> (usize, usize) {
+        let meta = self.leading().map_or(0, |(number, _)| number);
+        (self.busiest().unwrap_or(0), meta)
+    }
+
     /// Has the control plane empty a data node, or use it again.
     pub fn drain(&self, number: usize, on: bool) -> Result<()> {
-        let (_, seat) = self
-            .seats
-            .iter()
-            .find(|(member, _)| matches!(member, Member::Meta(_)))
-            .context("there is no control plane")?;
+        let (leader, _) = self.leading().context("nobody leads the control plane")?;
+        let seat = self.seat(Member::Meta(leader));
         let (status, said) = post(seat.http, &format!("/drain?node={}&on={on}", node_id(number)))?;
         match status {
             200 => Ok(()),
@@ -342,6 +404,31 @@ impl Cluster {
         let found = self.seats.iter().position(|(it, _)| *it == member);
         found.unwrap_or_else(|| panic!("there is no {member}"))
     }
+}
+
+/// An etcd of one process.
+fn store(addr: SocketAddr, folder: &Path) -> Seat {
+    let peers = SocketAddr::new(addr.ip(), addr.port() + 1);
+    let (clients, own) = (format!("http://{addr}"), format!("http://{peers}"));
+    let arguments = [
+        "--data-dir",
+        &folder.display().to_string(),
+        "--listen-client-urls",
+        &clients,
+        "--advertise-client-urls",
+        &clients,
+        "--listen-peer-urls",
+        &own,
+        "--initial-advertise-peer-urls",
+        &own,
+        "--initial-cluster",
+        &format!("default={own}"),
+        "--log-level",
+        "fatal",
+    ];
+    let arguments = arguments.map(String::from).to_vec();
+    let ports = vec![addr, peers];
+    Seat { program: STORE.into(), arguments, readiness: "/health", ports, http: addr, process: None }
 }
 
 /// One data node that leads every slot.

@@ -16,6 +16,7 @@ use crate::{
         world,
     },
     clock::{Clock, MILLISECOND, Monotonic, SECOND},
+    disturbance::Disturbance,
     progress::Progress,
     report::{json as report_json, table as report_table, verdict::Verdict},
     run::{self, RunSpec},
@@ -82,7 +83,7 @@ pub fn run(spec: &ChaosSpec, load: &RunSpec, workload: &Workload, progress: &Pro
         shape: spec.shape,
         spare: 0,
         storage: spec.storage,
-        settings: spec.settings.clone(),
+        settings: settings(spec, workload),
         limit: world::limit(spec),
     };
     let mut cluster = Cluster::new(&plan)?;
@@ -100,7 +101,8 @@ pub fn run(spec: &ChaosSpec, load: &RunSpec, workload: &Workload, progress: &Pro
     let mut steps = plan_steps(spec.scenario, spec.shape, leader)?;
     let before = Promotions::read(&cluster);
     let (mut done, mut noted) = (Vec::new(), None);
-    let load = RunSpec { targets: cluster.clients.clone(), ..load.clone() };
+    let disturbance = Disturbance { roams: spec.scenario == Scenario::Rolling, ..load.disturbance };
+    let load = RunSpec { targets: cluster.clients.clone(), disturbance, ..load.clone() };
     let outcome = run::run_beside(&load, workload, progress, &mut |since| {
         while let Some(step) = steps.front().copied() {
             if !take(step, since, &mut cluster)? {
@@ -125,6 +127,14 @@ pub fn run(spec: &ChaosSpec, load: &RunSpec, workload: &Workload, progress: &Pro
     Ok(Outcome { run: outcome, verdict, done, right_ms, promotions })
 }
 
+/// Each session has to have room for everybody, as one may be the only one.
+fn settings(spec: &ChaosSpec, workload: &Workload) -> Vec<String> {
+    let room = workload.clients() + workload.clients() / 10 + 1000;
+    let mut settings = vec![format!("session.clients_max={room}")];
+    settings.extend(spec.settings.iter().cloned());
+    settings
+}
+
 fn plan_steps(scenario: Scenario, shape: Shape, leader: usize) -> Result<VecDeque<Step>> {
     let leader = Member::Data(leader);
     let first = Step::Until(FIRST_AT);
@@ -138,8 +148,8 @@ fn plan_steps(scenario: Scenario, shape: Shape, leader: usize) -> Result<VecDequ
             [first, Step::Stop(leader), back, Step::Continue(leader), Step::Ready(leader), Step::Whole].into()
         }
         Scenario::Rolling => {
-            // Clients of `run` do not look for another session.
-            let all = (0..shape.data).map(Member::Data);
+            let data = (0..shape.data).map(Member::Data);
+            let all = data.chain((0..shape.sessions).map(Member::Session));
             let turn = |it| [Step::End(it), Step::Ended(it), Step::Start(it), Step::Ready(it), Step::Whole];
             std::iter::once(first).chain(all.flat_map(turn)).collect()
         }

@@ -22,6 +22,22 @@ const MOVED_WITHIN: Duration = Duration::from_secs(5);
 const WAIT_FOR_CABLE: &str =
     "until ip -4 addr show dev cable 2>/dev/null | grep -q inet; do sleep 0.01; done; exec \"$@\"";
 
+/// What keeps everything out of a cable: a queue without room.
+const NO_ROOM: [&str; 3] = ["bfifo", "limit", "1"];
+/// The hardware address of nobody.
+const NOBODY: &str = "02:00:00:00:ff:ff";
+
+/// Which way nothing gets through a cable.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Way {
+    /// Neither.
+    Both,
+    /// The process hears nobody; what it says arrives.
+    In,
+    /// Nobody hears the process; it hears everybody.
+    Out,
+}
+
 /// The network; processes are in it by their place.
 #[derive(Clone, Copy, Debug)]
 pub struct Network;
@@ -30,6 +46,11 @@ impl Network {
     /// The network, if this process runs in one.
     pub fn inside() -> Option<Self> {
         std::env::var_os(INSIDE).map(|_| Self)
+    }
+
+    /// Whether a cable can be cut on one way only: that takes `tc`.
+    pub fn has_ways() -> bool {
+        Command::new("tc").arg("-V").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok()
     }
 
     /// Whether namespaces may be made here, with cables between them.
@@ -67,17 +88,17 @@ impl Network {
     }
 
     /// The command that starts a program in a namespace of its own; it waits there for its cable.
-    pub fn wrap(self, program: &Path, arguments: &[&str]) -> (PathBuf, Vec<String>) {
+    pub fn wrap(self, program: &Path, arguments: &[String]) -> (PathBuf, Vec<String>) {
         let inside = ["--net", "--", "sh", "-c", WAIT_FOR_CABLE, "sh"].map(String::from);
         let program = program.display().to_string();
-        let own = arguments.iter().map(|argument| (*argument).to_owned());
+        let own = arguments.iter().cloned();
         ("unshare".into(), inside.into_iter().chain([program]).chain(own).collect())
     }
 
     /// Lays the cable of a place to a process that waits for it.
-    pub fn connect(self, place: usize, pid: u32) -> Result<()> {
-        until_moved(pid)?;
-        let (near, pid) = (cable(place), pid.to_string());
+    pub fn connect(self, place: usize, process: u32) -> Result<()> {
+        until_moved(process)?;
+        let (near, pid) = (cable(place), process.to_string());
         // What the process before had went with it, but not always at once.
         let _ = ip(&["link", "del", &near]);
         // The same hardware address every time: the others remember the one of the process before.
@@ -85,17 +106,37 @@ impl Network {
         let far = ["peer", "name", "cable", "address", &hardware, "netns", &pid];
         ip(&[&["link", "add", &near, "type", "veth"], &far[..]].concat())?;
         ip(&["link", "set", &near, "master", BRIDGE, "up"])?;
-        let inside = |arguments: &[&str]| {
-            run(Command::new("nsenter").args(["--net", "--target", &pid, "--", "ip"]).args(arguments))
-        };
-        inside(&["link", "set", "lo", "up"])?;
-        inside(&["link", "set", "cable", "up"])?;
-        inside(&["addr", "add", &format!("{}/16", self.address_of(place)), "dev", "cable"])
+        let there = |arguments: &[&str]| run(inside(process).arg("ip").args(arguments));
+        there(&["link", "set", "lo", "up"])?;
+        there(&["link", "set", "cable", "up"])?;
+        there(&["addr", "add", &format!("{}/16", self.address_of(place)), "dev", "cable"])
     }
 
-    /// Cuts the cable of a place, or mends it.
-    pub fn cut(self, place: usize, is_cut: bool) -> Result<()> {
-        ip(&["link", "set", &cable(place), if is_cut { "down" } else { "up" }])
+    /// Cuts the cable of a place on some way, or mends it. `pid` is the process there.
+    pub fn cut(self, place: usize, pid: u32, way: Way, is_cut: bool) -> Result<()> {
+        let near = cable(place);
+        let queue = |command: &mut Command, device: &str| {
+            let change = if is_cut { "replace" } else { "del" };
+            command.args(["tc", "qdisc", change, "dev", device, "root"]);
+            run(if is_cut { command.args(NO_ROOM) } else { command })
+        };
+        match way {
+            Way::Both => ip(&["link", "set", &near, if is_cut { "down" } else { "up" }]),
+            Way::In => queue(&mut Command::new("env"), &near),
+            Way::Out => queue(&mut inside(pid), "cable"),
+        }
+    }
+
+    /// Keeps what a process sends from arriving at a place, and nothing else, or mends that.
+    pub fn part(self, pid: u32, place: usize, is_cut: bool) -> Result<()> {
+        let to = self.address_of(place).to_string();
+        let mut command = inside(pid);
+        command.args(["ip", "neigh"]);
+        run(if is_cut {
+            command.args(["replace", &to, "lladdr", NOBODY, "dev", "cable", "nud", "permanent"])
+        } else {
+            command.args(["del", &to, "dev", "cable"])
+        })
     }
 }
 
@@ -119,6 +160,13 @@ fn address(number: usize) -> IpAddr {
 
 fn cable(place: usize) -> String {
     format!("cable-{place}")
+}
+
+/// A command that is to run in the namespace of a process.
+fn inside(pid: u32) -> Command {
+    let mut command = Command::new("nsenter");
+    command.args(["--net", "--target", &pid.to_string(), "--"]);
+    command
 }
 
 fn ip(arguments: &[&str]) -> Result<()> {

@@ -3,7 +3,10 @@
 use clap::ValueEnum;
 
 use crate::{
-    chaos::cluster::{Member, Shape},
+    chaos::{
+        cluster::{Member, Shape},
+        network::Way,
+    },
     clock::{MILLISECOND, SECOND},
     random::Random,
 };
@@ -12,7 +15,7 @@ use crate::{
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Scenario {
-    /// Any of the others, a control plane that is away, and all clients that reconnect at once.
+    /// Any of the others, a control plane or its etcd that is away, and all clients that reconnect at once.
     Random,
     /// kill -9 of the data node that leads most, and a start where it was, long after others have taken over.
     KillLeader,
@@ -49,14 +52,27 @@ pub enum Act {
     Kill,
     /// They stand still.
     Stop,
-    /// They are cut off from everybody else, clients and control plane included.
-    Cut,
+    /// They are cut off from everybody else, clients and control plane included, on this way.
+    Cut(Way),
+    /// What the first of them says does not reach the second.
+    Part,
     /// They are emptied by order, and used again.
     Drain,
     /// They end when asked to and start again, one after the other.
     Restart,
     /// All clients drop their connections at once.
     Reconnect,
+}
+
+/// How processes can be cut off.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Cuts {
+    /// Not at all.
+    None,
+    /// From everybody on both ways, and one from another on one way.
+    Whole,
+    /// And from everybody on one way.
+    Ways,
 }
 
 /// What fails in one round. Times are in nanoseconds.
@@ -75,11 +91,11 @@ pub struct Fault {
 }
 
 impl Fault {
-    /// Draws the fault of a round; `leader` is the data node that leads most.
+    /// Draws the fault of a round; `leader` is the data node that leads most, `meta` the process that leads the control plane.
     pub fn draw(
         scenario: Scenario,
-        (shape, can_cut): (Shape, bool),
-        leader: usize,
+        (shape, cuts): (Shape, Cuts),
+        (leader, meta): (usize, usize),
         random: &mut Random,
     ) -> Self {
         let session = Member::Session(random.below(shape.sessions));
@@ -96,7 +112,10 @@ impl Fault {
                 (Act::Restart, data.chain((0..shape.sessions).map(Member::Session)).collect(), 0)
             }
             Scenario::MoveSlot => (Act::Drain, vec![Member::Data(leader)], 0),
-            Scenario::Random => Self::anything((shape, can_cut), leader, (data, session), random),
+            Scenario::Random => {
+                let leaders = (Member::Data(leader), Member::Meta(meta));
+                Self::anything((shape, cuts), leaders, (data, session), random)
+            }
         };
         let some = |random: &mut Random| (300 + random.below(900) as u64) * MILLISECOND;
         Self { members, act, away, before: some(random), behind: some(random) }
@@ -112,22 +131,19 @@ impl Fault {
     }
 
     fn anything(
-        (shape, can_cut): (Shape, bool),
-        leader: usize,
+        (shape, cuts): (Shape, Cuts),
+        (leader, meta): (Member, Member),
         (data, session): (Member, Member),
         random: &mut Random,
     ) -> (Act, Vec<Member>, u64) {
-        let meta = Member::Meta(random.below(shape.metas.max(1)));
-        let leader = Member::Data(leader);
         // Shorter and longer than the lease of a data node.
         let away = random.below(5000) as u64 * MILLISECOND;
-        if can_cut && random.below(3) == 0 {
-            return match random.below(6) {
-                0..3 => (Act::Cut, vec![leader], away),
-                3 => (Act::Cut, vec![data, meta], away),
-                4 => (Act::Cut, vec![meta], away),
-                _ => (Act::Cut, vec![session], away / 3),
-            };
+        if cuts != Cuts::None && random.below(2) == 0 {
+            return Self::cut(cuts, (leader, meta), (data, session), away, random);
+        }
+        if shape.metas > 1 && random.below(8) == 0 {
+            let act = if random.below(2) == 0 { Act::Kill } else { Act::Stop };
+            return (act, vec![Member::Store], away);
         }
         match random.below(16) {
             0..4 => (Act::Kill, vec![leader], away),
@@ -145,6 +161,32 @@ impl Fault {
         }
     }
 
+    fn cut(
+        cuts: Cuts,
+        (leader, meta): (Member, Member),
+        (data, session): (Member, Member),
+        away: u64,
+        random: &mut Random,
+    ) -> (Act, Vec<Member>, u64) {
+        let ways = [Way::Both, Way::In, Way::Out];
+        let way = if cuts == Cuts::Ways { ways[random.below(ways.len())] } else { Way::Both };
+        match random.below(10) {
+            0..3 => (Act::Cut(way), vec![leader], away),
+            3 => (Act::Cut(way), vec![data, meta], away),
+            4 => (Act::Cut(way), vec![meta], away),
+            // Not as long as a lease: nobody can tell then what the session's clients think.
+            5 => (Act::Cut(way), vec![session], away / 3),
+            6 => (Act::Part, vec![leader, meta], away),
+            7 => (Act::Part, vec![meta, leader], away),
+            8 if data != leader => {
+                let pair = if random.below(2) == 0 { vec![leader, data] } else { vec![data, leader] };
+                (Act::Part, pair, away)
+            }
+            _ if random.below(2) == 0 => (Act::Part, vec![session, leader], away / 3),
+            _ => (Act::Part, vec![leader, session], away / 3),
+        }
+    }
+
     /// Whether a data node is concerned.
     pub fn hits_data(&self) -> bool {
         self.members.iter().any(|member| matches!(member, Member::Data(_)))
@@ -158,13 +200,72 @@ impl std::fmt::Display for Fault {
         match self.act {
             Act::Kill => write!(f, "{members} killed"),
             Act::Stop => write!(f, "{members} stopped"),
-            Act::Cut => write!(f, "{members} cut off"),
+            Act::Cut(Way::Both) => write!(f, "{members} cut off"),
+            Act::Cut(Way::In) => write!(f, "{members} deaf"),
+            Act::Cut(Way::Out) => write!(f, "{members} mute"),
+            Act::Part => write!(f, "{} not heard by {}", self.members[0], self.members[1]),
             Act::Drain => write!(f, "{members} drained"),
             Act::Restart if self.members.len() > 2 => {
                 f.write_str("all data nodes and sessions restarted in turn")
             }
             Act::Restart => write!(f, "{members} restarted"),
             Act::Reconnect => f.write_str("all clients reconnected"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    fn drawn(shape: Shape, cuts: Cuts) -> BTreeSet<String> {
+        let mut random = Random::new(7, 1);
+        let mut draw = || Fault::draw(Scenario::Random, (shape, cuts), (1, 0), &mut random).to_string();
+        (0..4000).map(|_| draw()).collect()
+    }
+
+    #[test]
+    fn random_draws_everything_that_the_machine_permits_and_nothing_else() {
+        let several = Shape { metas: 2, ..Shape::CLUSTER };
+        let all = drawn(several, Cuts::Ways);
+        for fault in [
+            "data node 1 cut off",
+            "data node 1 deaf",
+            "data node 1 mute",
+            "control plane 0 deaf",
+            "session 0 mute",
+            "data node 1 not heard by control plane 0",
+            "control plane 0 not heard by data node 1",
+            "data node 1 not heard by data node 2",
+            "session 1 not heard by data node 1",
+            "data node 1 not heard by session 0",
+            "control plane 0 killed",
+            "etcd killed",
+            "etcd stopped",
+            "all clients reconnected",
+        ] {
+            assert!(all.contains(fault), "{fault} is not among {all:?}");
+        }
+        let is_way = |fault: &String| fault.ends_with("deaf") || fault.ends_with("mute");
+        let is_cut = |fault: &String| fault.contains("cut off") || fault.contains("not heard");
+        assert!(!drawn(several, Cuts::Whole).iter().any(is_way));
+        let least = drawn(Shape::CLUSTER, Cuts::None);
+        assert!(
+            !least.iter().any(|fault| is_way(fault) || is_cut(fault) || fault.contains("etcd")),
+            "{least:?}"
+        );
+    }
+
+    #[test]
+    fn nobody_is_kept_from_a_session_for_as_long_as_its_lease() {
+        let mut random = Random::new(8, 1);
+        for _ in 0..4000 {
+            let fault = Fault::draw(Scenario::Random, (Shape::CLUSTER, Cuts::Ways), (0, 0), &mut random);
+            let is_apart = matches!(fault.act, Act::Cut(_) | Act::Part);
+            let has_session = fault.members.iter().any(|member| matches!(member, Member::Session(_)));
+            assert!(!(is_apart && has_session) || fault.away < 2 * SECOND, "{fault}");
         }
     }
 }

@@ -9,8 +9,9 @@ use crate::{
     chaos::{
         ChaosSpec, Outcome, Round,
         cluster::{Cluster, ClusterPlan, Member, node_id},
+        network::Network,
         participant::{Notes, Participant},
-        scenario::{Act, Fault, Scenario},
+        scenario::{Act, Cuts, Fault, Scenario},
         trajectory::Event,
         truth::{Violation, Wrong},
     },
@@ -88,9 +89,13 @@ pub(super) fn run(spec: &ChaosSpec, progress: &Progress) -> Result<Outcome> {
         if spec.duration.is_some_and(|most| elapsed >= most) || bad_rounds == BAD_ROUNDS_MAX {
             break;
         }
-        let leader = world.cluster.busiest().unwrap_or(0);
-        let can_cut = world.cluster.can_cut();
-        let fault = Fault::draw(spec.scenario, (shape, can_cut), leader, &mut world.random);
+        let leaders = world.cluster.leaders();
+        let cuts = match world.cluster.can_cut() {
+            true if Network::has_ways() => Cuts::Ways,
+            true => Cuts::Whole,
+            false => Cuts::None,
+        };
+        let fault = Fault::draw(spec.scenario, (shape, cuts), leaders, &mut world.random);
         let round = world.round(&fault).with_context(|| format!("round {number}: {fault}"))?;
         let at = if spec.rounds.is_some() { u64::from(number) + 1 } else { world.now() / SECOND };
         progress.at(at, || format!("{fault}, settled in {} ms", round.settled_ms));
@@ -274,7 +279,7 @@ impl World {
         self.load_for(fault.before)?;
         let failed_at = self.now();
         let right_ms = match fault.act {
-            Act::Kill | Act::Stop | Act::Cut => self.outage(fault, failed_at)?,
+            Act::Kill | Act::Stop | Act::Cut(_) | Act::Part => self.outage(fault, failed_at)?,
             Act::Drain | Act::Restart => {
                 self.forgive(fault, failed_at);
                 for member in &fault.members {
@@ -306,10 +311,14 @@ impl World {
     /// Processes are away, and come back. Returns how long it took until all was right without them, where that is measured.
     fn outage(&mut self, fault: &Fault, failed_at: u64) -> Result<Option<u64>> {
         let is_killed = fault.act == Act::Kill;
+        if fault.act == Act::Part {
+            self.cluster.part(fault.members[0], fault.members[1], true)?;
+        }
         for member in &fault.members {
             match fault.act {
                 Act::Kill => self.cluster.kill(*member),
-                Act::Cut => self.cluster.cut(*member, true)?,
+                Act::Cut(way) => self.cluster.cut(*member, way, true)?,
+                Act::Part => {}
                 _ => self.cluster.pause(*member, true)?,
             }
         }
@@ -321,11 +330,16 @@ impl World {
         let right_ms = if self.is_measured { Some(self.until_right(failed_at)?) } else { None };
         let elapsed = self.now() - failed_at;
         self.load_for(fault.away.saturating_sub(elapsed))?;
+        if fault.act == Act::Part {
+            self.cluster.part(fault.members[0], fault.members[1], false)?;
+            self.say(format!("{} is heard by {} again", fault.members[0], fault.members[1]));
+            return Ok(right_ms);
+        }
         for member in &fault.members {
             if is_killed {
                 self.start(*member)?;
-            } else if fault.act == Act::Cut {
-                self.cluster.cut(*member, false)?;
+            } else if let Act::Cut(way) = fault.act {
+                self.cluster.cut(*member, way, false)?;
                 self.say(format!("{member} is reached again"));
             } else {
                 self.cluster.pause(*member, false)?;

@@ -1,7 +1,8 @@
 //! What the registry held at each revision, from the acknowledgements, and how the lists compare with it.
 //!
 //! An operation that was acknowledged at revision `r` is in every list stamped `r` or later and in none before. One that was
-//! not acknowledged may be in or not. Both follow from the board alone, so each worker checks what its subscribers saw.
+//! not acknowledged may be in or not, and one that had to be sent twice may be in earlier, too. All of it follows from the board
+//! alone, so each worker checks what its subscribers saw.
 
 use hashbrown::{HashMap, HashSet};
 use serde::{Deserialize, Serialize};
@@ -212,7 +213,7 @@ struct Truth<'w> {
     board: &'w Board,
     /// Per service, acknowledged operations by revision.
     acknowledged: HashMap<u32, Vec<(u64, u32)>>,
-    /// Services with operations that were sent and not acknowledged.
+    /// Services with operations that were sent and not acknowledged, or sent more than once.
     uncertain: HashSet<u32>,
 }
 
@@ -222,6 +223,9 @@ impl<'w> Truth<'w> {
         let mut uncertain = HashSet::new();
         for (op, entry) in (0u32..).zip(workload.ops()) {
             let service = workload.publishers()[entry.publisher as usize].service;
+            if board.is_resent(op) {
+                uncertain.insert(service);
+            }
             match board.acknowledged(op) {
                 Some((_, revision)) => acknowledged.entry(service).or_default().push((revision, op)),
                 None if board.sent(op) > 0 => drop(uncertain.insert(service)),
@@ -273,7 +277,10 @@ impl<'w> Truth<'w> {
             .iter()
             // Refused ones did nothing; an acknowledged one lies behind `revision`, and so does all that follows it.
             .filter(|&&op| self.board.answer(op).is_none_or(|(_, outcome)| outcome >= 1 << 40))
-            .take_while(|&&op| self.board.answer(op).is_none() && self.board.sent(op) > 0)
+            .take_while(|&&op| {
+                let may_be = self.board.answer(op).is_none() || self.board.is_resent(op);
+                may_be && self.board.sent(op) > 0
+            })
             .any(|&op| self.effect(op) == shown)
     }
 

@@ -53,6 +53,10 @@ pub struct Client {
     pub returns: bool,
     /// How long it waits with that, in nanoseconds: it was told to.
     pub pause: u64,
+    /// Sessions that it has left because they had gone.
+    pub moves: usize,
+    /// Operations of which nobody told what has become of them before the connection ended.
+    pub unanswered: Vec<u32>,
 }
 
 impl Client {
@@ -70,6 +74,8 @@ impl Client {
             is_subscribed: false,
             returns: false,
             pause: 0,
+            moves: 0,
+            unanswered: Vec::new(),
         }
     }
 

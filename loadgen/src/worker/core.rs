@@ -5,7 +5,7 @@
 use std::{cell::Cell, collections::VecDeque, hint::black_box, net::SocketAddr};
 
 use anyhow::Result;
-use slotcast_engine::record::Encoder;
+use slotcast_engine::{error::Refusal, record::Encoder};
 use slotcast_net::{
     io::ring::{CloseReason, ConnId, Event, SendOutcome, Sockets},
     wire::{ErrorCode, Frame, Message, header::FRAME_BYTES_MAX},
@@ -50,6 +50,8 @@ const LOOK_EVERY: u64 = 100 * MILLISECOND;
 /// Every client says something within this time, or the session would take it for gone.
 const SPEAK_EVERY: u64 = 45 * SECOND;
 const ERRORS_MAX: usize = 10;
+/// A client whose session has gone waits this long before it tries the next.
+const ROAM_PAUSE: u64 = 20 * MILLISECOND;
 
 enum Action {
     Hello(u32),
@@ -381,7 +383,12 @@ impl<'w> Core<'w> {
             return self
                 .error(format!("client {client}: acknowledgement {sequence} does not fit write {expected}"));
         }
-        for &outcome in outcomes.iter().filter(|&&outcome| outcome < 1 << 40) {
+        // Of what was sent again, a later version may have arrived before the connection ended.
+        let is_late = |outcome: u64| {
+            self.plan.roams && ops.is_empty() && outcome == u64::from(Refusal::Superseded.code())
+        };
+        let refused = outcomes.iter().copied().filter(|&outcome| outcome < 1 << 40 && !is_late(outcome));
+        for outcome in refused.collect::<Vec<_>>() {
             self.count(Counter::Refused, 1);
             self.error(format!("client {client}: a write was refused with code {outcome}"));
         }
@@ -409,6 +416,14 @@ impl<'w> Core<'w> {
             }
             Link::Connecting | Link::Greeting => self.greetings = self.greetings.saturating_sub(1),
             Link::Down => {}
+        }
+        if self.plan.roams && !returns {
+            let entry = self.client(client);
+            entry.moves += 1;
+            let open = std::mem::take(&mut entry.in_flight).into_iter();
+            entry.unanswered.extend(open.flat_map(|(_, ops)| ops));
+            self.returns.add(back_at.max(now + ROAM_PAUSE), client);
+            return;
         }
         if returns || is_stalled {
             self.count(Counter::Evicted, u64::from(!returns));
@@ -443,7 +458,8 @@ impl<'w> Core<'w> {
     }
 
     fn open(&mut self, sockets: &mut ClientSockets, client: u32) -> Result<()> {
-        let target = self.targets[client as usize % self.targets.len()];
+        let place = client as usize + self.client(client).moves;
+        let target = self.targets[place % self.targets.len()];
         let source = target.ip().is_loopback().then(|| address::source(client));
         let conn = if self.plan.stalled.contains(&client) {
             sockets.connect_stalling(target, source)?
@@ -501,8 +517,15 @@ impl<'w> Core<'w> {
             return Ok(());
         }
         entry.attach += 1;
-        self.publish_again(sockets, client)?;
+        let unanswered = std::mem::take(&mut entry.unanswered);
+        self.publish_again(sockets, client, &unanswered)?;
         self.ask(sockets, client);
+        for op in unanswered {
+            if self.board.sent(op) > 0 {
+                self.board.set_resent(op);
+            }
+            self.write(sockets, client, &[op], true)?;
+        }
         while let Some(op) = self.client(client).waiting.pop_front() {
             self.send_op(sockets, client, op)?;
         }
@@ -523,11 +546,13 @@ impl<'w> Core<'w> {
         Ok(())
     }
 
-    /// After a reconnect: the registrations as they stand, under the next attach count.
-    fn publish_again(&mut self, sockets: &mut ClientSockets, client: u32) -> Result<()> {
+    /// After a reconnect: the registrations as they stand, under the next attach count. What is not known to stand is sent again
+    /// behind that.
+    fn publish_again(&mut self, sockets: &mut ClientSockets, client: u32, unanswered: &[u32]) -> Result<()> {
         let publishers = &self.plan.publishers[(client - self.plan.clients.start) as usize];
         let latest = publishers.iter().filter_map(|&publisher| {
-            let sent = self.workload.ops_of(publisher).iter().rev().find(|&&op| self.board.sent(op) > 0);
+            let stands = |op: &&u32| self.board.sent(**op) > 0 && !unanswered.contains(op);
+            let sent = self.workload.ops_of(publisher).iter().rev().find(stands);
             sent.copied().filter(|&op| self.workload.ops()[op as usize].kind != Kind::Unregister)
         });
         let latest: Vec<u32> = latest.collect();
@@ -674,7 +699,7 @@ impl<'w> Core<'w> {
             if sockets.send(conn, &[&first.bytes]) != SendOutcome::Queued {
                 return;
             }
-            first.ops.iter().for_each(|&op| board.set_sent(op, now));
+            first.ops.iter().filter(|&&op| !board.is_resent(op)).for_each(|&op| board.set_sent(op, now));
             entry.outbox.pop_front();
         }
     }

@@ -24,6 +24,8 @@ pub struct Plan {
     pub stalled: HashSet<u32>,
     /// The reconnect storm.
     pub storm: Storm,
+    /// A client whose connection ends goes to the next session.
+    pub roams: bool,
 }
 
 impl Plan {
@@ -43,7 +45,7 @@ impl Plan {
         let reconnects = reconnects(workload, &clients, disturbance.reconnects_per_sec, seed);
         let stalled = disturbance.stalled(workload, &clients, seed);
         let storm = Storm::new(workload, clients.clone(), disturbance);
-        Self { clients, publishers, changes, reconnects, stalled, storm }
+        Self { clients, publishers, changes, reconnects, stalled, storm, roams: disturbance.roams }
     }
 }
 

@@ -54,6 +54,8 @@ struct Simulation<'w> {
     unanswered: Vec<(u32, u64)>,
     fault: Option<Fault>,
     is_spoilt: bool,
+    /// Now and then the session goes, and what it has not answered is sent over another.
+    moves: bool,
 }
 
 struct Seen {
@@ -81,7 +83,7 @@ fn workload(seed: u64) -> Workload {
     synthetic.build(0..6).unwrap()
 }
 
-fn simulate(seed: u64, fault: Option<Fault>) -> (Seen, u64) {
+fn simulate(seed: u64, fault: Option<Fault>, moves: bool) -> (Seen, u64) {
     let workload = workload(seed);
     let folder = tempfile::tempdir().unwrap();
     let board = Board::create(&folder.path().join("board"), 1, workload.ops().len()).unwrap();
@@ -105,6 +107,7 @@ fn simulate(seed: u64, fault: Option<Fault>) -> (Seen, u64) {
         unanswered: Vec::new(),
         fault,
         is_spoilt: false,
+        moves,
     };
     (simulation.run(), workload.deliveries())
 }
@@ -123,6 +126,9 @@ impl Simulation<'_> {
             self.send(op as u32);
             if self.random.below(3) == 0 {
                 self.answer(false);
+            }
+            if self.moves && self.random.below(8) == 0 {
+                self.resend();
             }
             for _ in 0..self.random.below(6) {
                 let index = self.random.below(self.subscribers.len());
@@ -153,6 +159,17 @@ impl Simulation<'_> {
         for (op, revision) in self.unanswered.drain(..count) {
             self.clock += 10;
             self.board.set_answer(op, self.clock, revision);
+        }
+    }
+
+    /// What was not answered had its effect, which nobody told; now it is acknowledged, at whatever revision things are by then.
+    fn resend(&mut self) {
+        for (op, _) in std::mem::take(&mut self.unanswered) {
+            self.clock += 10;
+            let publisher = self.workload.ops()[op as usize].publisher;
+            let service = self.workload.publishers()[publisher as usize].service;
+            self.board.set_resent(op);
+            self.board.set_answer(op, self.clock, self.registry.lists[service as usize].revision);
         }
     }
 
@@ -298,8 +315,8 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn a_right_history_is_clean_and_every_pair_has_one_sample(seed: u64) {
-        let (seen, planned) = simulate(seed, None);
+    fn a_right_history_is_clean_and_every_pair_has_one_sample(seed: u64, moves: bool) {
+        let (seen, planned) = simulate(seed, None, moves);
         prop_assert!(seen.findings.is_clean(), "{:?}", seen.findings);
         prop_assert_eq!(seen.measured.latency.len(), planned);
         prop_assert_eq!(seen.measured.service.len(), planned);
@@ -310,7 +327,7 @@ proptest! {
 
 fn spoilt(fault: Fault) -> Vec<Findings> {
     let seen: Vec<Seen> =
-        (0..24).map(|seed| simulate(seed, Some(fault)).0).filter(|seen| seen.is_spoilt).collect();
+        (0..24).map(|seed| simulate(seed, Some(fault), false).0).filter(|seen| seen.is_spoilt).collect();
     assert!(seen.len() > 3, "{fault:?} hardly ever fits");
     for seen in &seen {
         assert!(!seen.findings.is_clean(), "{fault:?} went unnoticed");

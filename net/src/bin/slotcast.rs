@@ -88,13 +88,13 @@ fn main() -> anyhow::Result<()> {
             );
             wait_for_end(|| data.server.is_finished() || session.server.is_finished())?;
             session.server.stop()?;
-            data.server.stop()
+            data.server.end()
         }
         Role::Data(settings) => {
             let data = DataProcess::start(&settings.load()?)?;
             println!("ready: shards {:?}, http {}", data.server.addrs, data.admin.addr);
             wait_for_end(|| data.server.is_finished())?;
-            data.server.stop()
+            data.server.end()
         }
         Role::Session(settings) => {
             let session = SessionProcess::start(&settings.load()?, None)?;

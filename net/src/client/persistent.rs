@@ -157,6 +157,17 @@ mod tests {
     }
 
     #[test]
+    fn a_registry_that_cannot_keep_it_now_is_asked_again() {
+        let (mut persistents, registration) = wanted();
+        persistents.send(Nanos(1), 1);
+        let refusal = Refusal::PersistentUnavailable;
+        let told = persistents.decide(1, Err(refusal), Nanos(1));
+        assert_eq!(told, Some(Update::NotDurable { registration, refusal }));
+        let again = persistents.wake_at().unwrap();
+        assert!(again > Nanos(1) && persistents.send(again, 2).is_some() && !persistents.is_settled());
+    }
+
+    #[test]
     fn the_outcome_of_an_earlier_version_says_nothing_of_the_one_wanted_now() {
         let (mut persistents, registration) = wanted();
         assert!(persistents.send(Nanos(1), 1).is_some());

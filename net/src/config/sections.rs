@@ -50,6 +50,10 @@ pub struct DataSection {
     /// persistent changes wait for it meanwhile.
     #[serde(with = "humantime_serde")]
     pub replica_lag_max: Duration,
+    /// In a cluster: how long a node that is asked to end waits for others to lead what it leads, before it ends all the same;
+    /// zero: not at all.
+    #[serde(with = "humantime_serde")]
+    pub shutdown_handover: Duration,
     /// Address of `/metrics`, `/healthz`, `/readyz`.
     pub http: SocketAddr,
     /// How long a session may be silent before its publishers go.
@@ -110,6 +114,9 @@ pub struct DataSection {
     pub journal_bytes_max: u64,
     /// Bytes per second that a shard writes snapshots with.
     pub snapshot_rate: u64,
+    /// The same, if larger, for slots that the node has just got as a whole from their leaders: they do not count as in sync
+    /// before their snapshots are written, and what moves slots waits for that.
+    pub copied_snapshot_rate: u64,
     /// Time between two attempts to go on after the disk failed.
     #[serde(with = "humantime_serde")]
     pub disk_retry_interval: Duration,
@@ -125,6 +132,9 @@ pub struct SessionSection {
     pub listen: SocketAddr,
     /// Address of `/metrics`, `/healthz`, `/readyz`.
     pub http: SocketAddr,
+    /// In a cluster: the address that operators reach its pages at; that of `http` if absent. `slotcast ctl stop-push --all` finds it
+    /// there.
+    pub advertise: Option<IpAddr>,
     /// Threads; each takes its share of the clients.
     pub cores: usize,
     /// Clients of one core.
@@ -256,6 +266,7 @@ impl Default for DataSection {
             shards: 1,
             advertise: None,
             replica_lag_max: Duration::from_secs(2),
+            shutdown_handover: Duration::from_secs(3),
             http: loopback(7629),
             session_lease: Duration::from_secs(30),
             settle: Duration::from_millis(500),
@@ -282,6 +293,7 @@ impl Default for DataSection {
             journal_waiting_max: 64 << 20,
             journal_bytes_max: 256 << 20,
             snapshot_rate: 32 << 20,
+            copied_snapshot_rate: 256 << 20,
             disk_retry_interval: Duration::from_secs(1),
             cpu: None,
         }
@@ -325,6 +337,7 @@ impl Default for SessionSection {
         Self {
             listen: loopback(7600),
             http: loopback(7609),
+            advertise: None,
             cores: 1,
             clients_max: defaults.clients_max,
             accept_rate: defaults.accept_rate,

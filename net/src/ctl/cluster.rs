@@ -155,6 +155,7 @@ pub(super) fn status(Status { view, replication }: &Status) -> String {
     row("moves under way", it.moves.to_string());
     row("leases held back", it.leases_held_back.to_string());
     row("sessions that follow the table", it.sessions.to_string());
+    row("their pages", it.session_pages.iter().cloned().collect::<Vec<_>>().join(", "));
     text += &format!("{rows}\n");
     for trouble in [&it.store_error, &view.trouble].into_iter().flatten() {
         text += &format!("trouble: {trouble}\n");
@@ -178,6 +179,9 @@ fn state(node: &NodeStatus) -> String {
         Some(ms) => format!("alive, {ms} ms left"),
         None => "silent".into(),
     };
+    if node.ending {
+        return format!("{lease}, ending");
+    }
     match (node.draining, node.holds) {
         (true, 0) => format!("{lease}, drained"),
         (true, _) => format!("{lease}, draining"),
@@ -248,6 +252,30 @@ fn wait(target: &Target, drain: &Drain, bar: &ProgressBar) -> anyhow::Result<Str
         }
         std::thread::sleep(LOOK_EVERY);
     }
+}
+
+/// Where the sessions are, as the control plane knows it, and what is to be said when it does not know all.
+pub(super) fn sessions(target: &Target) -> anyhow::Result<(Vec<Target>, Option<String>)> {
+    let MetaView { leader, status, .. } = view(target)?;
+    if status.phase == Phase::Standby {
+        bail!(
+            "this process of the control plane stands by and knows no sessions: ask the one that leads, {}",
+            leader.as_deref().unwrap_or("whichever that is")
+        );
+    }
+    if status.sessions == 0 {
+        bail!("no session follows the slot table: name their addresses, if there are any");
+    }
+    // Shards of data nodes beside the first follow the table, too.
+    let shards: usize = status.nodes.iter().map(|node| node.shards.saturating_sub(1)).sum();
+    let silent = status.without_pages.saturating_sub(shards);
+    let unknown = (silent > 0).then(|| {
+        format!(
+            "{silent} session cores have not told where their pages are, because session.http is no address of one host: set \
+             session.advertise, and name them here meanwhile"
+        )
+    });
+    Ok((status.session_pages.into_iter().map(Target).collect(), unknown))
 }
 
 /// What the control plane shows now.

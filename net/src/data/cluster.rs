@@ -20,7 +20,7 @@ use crate::{
     data::{
         cluster::{
             board::Note,
-            duty::{Duty, Standing, Step, duty, standing, step},
+            duty::{Duty, Standing, Step, duty, is_missed, standing, step},
             metrics::ClusterMetrics,
             sync::{InSync, Lag},
         },
@@ -34,7 +34,7 @@ use crate::{
     wire::{
         meta::{HeldState, MetaMessage, MetaPeer, NodeLoad, SlotReport},
         replica::ReplicaMessage,
-        slot_table::{NodeEntry, NodeNumber, SlotTable},
+        slot_table::{NodeEntry, NodeNumber, SlotEntry, SlotTable},
     },
 };
 
@@ -89,6 +89,8 @@ pub(super) struct Cluster {
     refused: BTreeMap<SlotId, u32>,
     /// Slots that began to be led and do not answer readers yet, and since when.
     promoted: BTreeMap<SlotId, Nanos>,
+    /// The process is about to end.
+    ending: bool,
     /// Of the slots led here.
     in_sync: BTreeMap<SlotId, InSync>,
     /// What the engine was told to wait for, and in which epoch: each forgets it.
@@ -97,6 +99,8 @@ pub(super) struct Cluster {
     look_at: Nanos,
     observe_at: Nanos,
     load: NodeLoad,
+    /// Processor time of the process when that was last looked at, and when.
+    used: (Nanos, Nanos),
     jitter: u64,
     metrics: ClusterMetrics,
 }
@@ -134,12 +138,14 @@ impl Cluster {
             followers: Followers::default(),
             refused: BTreeMap::new(),
             promoted: BTreeMap::new(),
+            ending: false,
             in_sync: BTreeMap::new(),
             waited_for: BTreeMap::new(),
             holds_persistent: None,
             look_at: Nanos(0),
             observe_at: Nanos(0),
             load: NodeLoad::default(),
+            used: (Nanos(0), Nanos(0)),
             jitter: seed,
             metrics,
             config,
@@ -197,6 +203,7 @@ impl Cluster {
         if let Some(table) = news {
             self.take_table(table, shard, now);
         }
+        self.end_if_asked(has_news, shard, now);
         self.note_promotions(shard, now);
         let jitter = self.jitter();
         while let Some(action) = self.meta.poll(now, jitter) {
@@ -230,6 +237,12 @@ impl Cluster {
         };
         let (shard_number, shards) = shard.placement();
         tracing::debug!(epoch = table.epoch, node = ?number, "a new slot table");
+        for (node, entry) in &table.nodes {
+            let before = self.table.nodes.get(node);
+            if before.is_some_and(|before| before.incarnation != entry.incarnation) {
+                self.in_sync.values_mut().for_each(|sync| sync.forget(*node));
+            }
+        }
         self.table = table;
         self.table_frame = None;
         self.number = number;
@@ -248,7 +261,7 @@ impl Cluster {
                 shard.expect_replicas(slot, self.table.slots[usize::from(slot.0)].members().len() > 1);
             }
             let Duty::Follow(leader, epoch) = asked else { continue };
-            if shard.state(slot) != SlotState::Following {
+            if shard.state(slot) != SlotState::Following || self.ending {
                 continue;
             }
             let node = &self.table.nodes[&leader];
@@ -259,6 +272,27 @@ impl Cluster {
         self.followings.set_wanted(wanted, now);
         self.followers.keep_members(&self.table, shard);
         (self.look_at, self.observe_at) = (now, now);
+    }
+
+    /// Once the process is about to end: follows nothing, asks to lead nothing, and says when nobody would miss it.
+    fn end_if_asked(&mut self, has_news: bool, shard: &Shard, now: Nanos) {
+        if !self.ending {
+            if !self.config.board.is_ending() {
+                return;
+            }
+            self.ending = true;
+            self.followings.end(now);
+            self.meta.set_ending();
+        } else if !has_news {
+            return;
+        }
+        let (number, shards) = shard.placement();
+        let is_missed = |(slot, entry): (usize, &SlotEntry)| {
+            let is_here = SlotId(slot as u16).shard(shards) == number;
+            is_here && self.number.is_some_and(|own| is_missed(entry, own))
+        };
+        let free = !self.table.slots.iter().enumerate().any(is_missed);
+        self.config.board.set_free(self.shard, free);
     }
 
     /// Tells how long slots took from the table to Accept.
@@ -343,6 +377,9 @@ impl Cluster {
         out: &mut Vec<u8>,
         now: Nanos,
     ) -> Result<(), ReplicaFault> {
+        if matches!(message, ReplicaMessage::Unfollow(_)) {
+            self.look_at = now;
+        }
         let with = Hearing { table: &self.table, shard, out, metrics: &self.metrics, now };
         self.followers.handle(link, message, with)
     }
@@ -365,6 +402,12 @@ impl Cluster {
     /// Appends what a follower lacks, about `budget` bytes of it. Returns whether there is more.
     pub(super) fn fill(&self, link: u32, shard: &mut Shard, budget: usize, out: &mut Vec<u8>) -> bool {
         fill(link, shard, budget, out, &self.metrics)
+    }
+
+    /// How many followers take nothing, and how many bytes wait for all of them.
+    pub(super) fn observe_links(&self, full: usize, waiting: usize) {
+        self.metrics.full_links.set(full as i64);
+        self.metrics.waiting_bytes.set(waiting as i64);
     }
 
     /// Acknowledges to leaders, looks at who is in sync, and reports. After the turn's batches are sealed.
@@ -401,6 +444,9 @@ impl Cluster {
             oldest = lags.values().map(|lag| lag.lag).fold(oldest, u64::max);
             let link_of = |node| self.followers.link_to(node, slot, &self.table).map(ReplicaId);
             let lag_of = |node: NodeNumber| {
+                if link_of(node).is_some_and(|link| self.followers.has_left(link.0, slot)) {
+                    return Some(Lag::LEFT);
+                }
                 let lag = lags.get(&link_of(node)?)?;
                 let held = if by_durable { lag.durable } else { lag.applied };
                 (!lag.is_copying).then_some(Lag { held, nanos: lag.lag })
@@ -468,10 +514,14 @@ impl Cluster {
 
     fn observe(&mut self, shard: &Shard, now: Nanos) {
         let counts = shard.counts();
+        // The first shard tells it for the whole process.
+        let used = if self.shard == 0 { self.config.board.cpu_time() } else { Nanos(0) };
+        let (before, since) = std::mem::replace(&mut self.used, (used, now));
+        let permille = used.since(before) * 1000 / now.since(since).max(1);
         self.load = NodeLoad {
             publishers: counts.publishers as u64,
             bytes: shard.memory().total() as u64,
-            cpu_permille: 0,
+            cpu_permille: u32::try_from(permille).unwrap_or(u32::MAX),
         };
         let (number, shards) = shard.placement();
         let own = (0..self.table.slots.len() as u16).map(SlotId);

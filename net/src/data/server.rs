@@ -3,6 +3,7 @@
 use std::{
     net::{IpAddr, SocketAddr, TcpListener},
     sync::Arc,
+    time::{Duration, Instant},
 };
 
 use anyhow::Context;
@@ -70,6 +71,8 @@ pub struct ClusterOptions {
     pub http: u16,
     /// How long a follower may be behind or away and still count as in sync (nanoseconds).
     pub replica_lag_max: u64,
+    /// How long an end waits for others to lead what is led here.
+    pub shutdown_handover: Duration,
 }
 
 /// A running data node.
@@ -84,6 +87,8 @@ pub struct DataServer {
     pub cluster: Vec<ClusterMetrics>,
     /// Where each shard is asked at run time.
     pub operations: Vec<ShardPost>,
+    /// Of a member of a cluster: where its shards are told of the end, and how long that is waited for.
+    board: Option<(Board, Duration)>,
     pumps: Vec<Pump>,
     _lock: Option<DirectoryLock>,
 }
@@ -108,6 +113,7 @@ impl DataServer {
             storage: Vec::new(),
             cluster: Vec::new(),
             operations: Vec::new(),
+            board: None,
             pumps: Vec::new(),
             _lock: lock,
         };
@@ -125,6 +131,11 @@ impl DataServer {
             server.addrs.push(listener.local_addr()?);
         }
         let cluster = options.cluster.as_ref().map(|cluster| cluster.member(&server.addrs));
+        server.board = options
+            .cluster
+            .as_ref()
+            .zip(cluster.as_ref())
+            .map(|(options, member)| (member.board.clone(), options.shutdown_handover));
         let mut recovered = recovered.into_iter();
         for (shard, listener) in (0..).zip(listeners) {
             let found = recovered.next();
@@ -192,7 +203,27 @@ impl DataServer {
         self.pumps.iter().any(Pump::is_finished)
     }
 
-    /// Ends all shards.
+    /// Has others lead what is led here, as far as they can and for a bounded time, and ends.
+    pub fn end(self) -> anyhow::Result<()> {
+        if let Some((board, patience)) = self.board.as_ref().filter(|(_, patience)| !patience.is_zero()) {
+            let began = Instant::now();
+            let ms = |began: Instant| began.elapsed().as_millis() as u64;
+            if board.end(*patience) {
+                tracing::info!(
+                    ms = ms(began),
+                    "what was led here is led by others, where a replica is in sync"
+                );
+            } else {
+                tracing::warn!(
+                    ms = ms(began),
+                    "others do not lead yet what is led here: ending all the same, its slots wait for its lease"
+                );
+            }
+        }
+        self.stop()
+    }
+
+    /// Ends all shards at once.
     pub fn stop(self) -> anyhow::Result<()> {
         self.pumps.iter().for_each(Pump::stop);
         self.pumps.into_iter().try_for_each(Pump::join)
@@ -215,7 +246,7 @@ impl ClusterOptions {
             cluster: self.cluster.clone(),
             metas: self.peers.clone(),
             entry: Arc::new(entry),
-            board: Board::new(addrs.len() as u32),
+            board: Board::measuring(addrs.len() as u32, clock::process_cpu),
             replica_lag_max: self.replica_lag_max,
         }
     }

@@ -15,6 +15,7 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
+    net::SocketAddr,
     rc::Rc,
     sync::Arc,
 };
@@ -31,7 +32,7 @@ use crate::{
         ErrorCode, FrameError,
         header::PROTOCOL,
         meta::{HeldState, MetaMessage, MetaPeer, REPORTS_MAX, SlotReport},
-        slot_table::{NodeNumber, SlotTable, TABLE_EPOCH_LIMIT},
+        slot_table::{Member, NodeNumber, SlotTable, TABLE_EPOCH_LIMIT},
     },
 };
 
@@ -165,6 +166,8 @@ impl From<FrameError> for PeerFault {
 #[derive(Debug)]
 struct Peer {
     node: Option<Arc<str>>,
+    /// Of a session: where operators ask it.
+    pages: Option<SocketAddr>,
     /// The table that it has, or will have when it has read what was sent.
     epoch: u64,
 }
@@ -362,15 +365,9 @@ impl MetaCore {
             MetaMessage::Hello { protocol, slot_count, table_epoch, cluster, peer: who } if !known => {
                 self.hello(peer, protocol, slot_count, table_epoch, &cluster, who, now)
             }
-            MetaMessage::Heartbeat {
-                sequence,
-                table_epoch,
-                load,
-                draining,
-                report,
-                reported_epoch,
-                slots,
-            } if known => {
+            MetaMessage::Heartbeat { sequence, table_epoch, load, ending, report, reported_epoch, slots }
+                if known =>
+            {
                 self.counters.heartbeats += 1;
                 let id = self.peers[&peer].node.clone();
                 let unexpected =
@@ -384,7 +381,7 @@ impl MetaCore {
                     ));
                 };
                 member.load = load;
-                self.dirty |= std::mem::replace(&mut member.draining, draining) != draining;
+                self.dirty |= std::mem::replace(&mut member.ending, ending) != ending;
                 if let Some(slots) = slots.filter(|_| member.report != report) {
                     (member.report, member.reported_epoch) = (report, reported_epoch);
                     self.report(&id, slots)?;
@@ -418,7 +415,7 @@ impl MetaCore {
         now: Nanos,
     ) -> Result<(), PeerFault> {
         let result = self.check_hello(protocol, slot_count, cluster, &who).and_then(|()| match &who {
-            MetaPeer::Session => Ok(None),
+            MetaPeer::Session | MetaPeer::Serving(_) => Ok(None),
             MetaPeer::Data(entry) => {
                 let joined = self.members.join(peer, entry.clone(), now);
                 joined.map_err(|error| PeerFault::new(ErrorCode::DuplicateNode, error.to_string())).map(Some)
@@ -430,6 +427,7 @@ impl MetaCore {
             let text = "the node has a newer connection".into();
             self.outputs.push_back(Output::Close(replaced, ErrorCode::Replaced, text));
         }
+        let pages = if let MetaPeer::Serving(pages) = &who { Some(*pages) } else { None };
         let node = match who {
             MetaPeer::Data(entry) => {
                 self.first_node_at.get_or_insert(now);
@@ -439,11 +437,11 @@ impl MetaCore {
                 self.dirty = true;
                 Some(entry.id.clone())
             }
-            MetaPeer::Session => None,
+            MetaPeer::Session | MetaPeer::Serving(_) => None,
         };
         self.told_epoch = self.told_epoch.max(table_epoch);
         // A table that is not one of ours is replaced as a whole: the deltas kept here do not go over it.
-        self.peers.insert(peer, Peer { node, epoch: table_epoch });
+        self.peers.insert(peer, Peer { node, pages, epoch: table_epoch });
         self.tell_table(peer);
         Ok(())
     }
@@ -472,7 +470,7 @@ impl MetaCore {
             MetaPeer::Data(entry) => {
                 entry.check().map_err(|error| PeerFault::new(ErrorCode::Configuration, error.to_string()))
             }
-            MetaPeer::Session => Ok(()),
+            MetaPeer::Session | MetaPeer::Serving(_) => Ok(()),
         }
     }
 
@@ -599,8 +597,14 @@ impl MetaCore {
 
     fn replace_table(&mut self, table: Arc<SlotTable>, now: Nanos) {
         self.note_joining(&table, now);
-        for (slot, (old, new)) in self.table.slots.iter().zip(&table.slots).enumerate() {
-            if old != new {
+        // A node in another run has lost what it had: no report from before says anything about it.
+        let is_other_run = |member: &Member| {
+            let run = |table: &SlotTable| table.nodes.get(&member.node()).map(|node| node.incarnation);
+            run(&self.table).is_some_and(|before| run(&table) != Some(before))
+        };
+        let slots = self.table.slots.iter().zip(&table.slots).enumerate();
+        for (slot, (old, new)) in slots {
+            if old != new || new.members().iter().any(is_other_run) {
                 self.changed[slot] = table.epoch;
             }
         }
@@ -619,6 +623,12 @@ impl MetaCore {
         }
         // What nodes reported before may fit now.
         self.dirty = true;
+    }
+
+    /// When the next table is to be planned, if anything has changed: [`Self::tick`] does it.
+    pub fn round_due(&self) -> Option<Nanos> {
+        let wanted = self.dirty && self.phase == Phase::Leading && self.storing.is_none();
+        wanted.then(|| self.round_at.max(self.retry_at))
     }
 
     /// When it wants to be called although nothing happens.

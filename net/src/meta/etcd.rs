@@ -33,6 +33,8 @@ pub struct EtcdStore {
     leads_since: Option<i64>,
     /// Revision and epoch of the table that was read or written last; zeros: none.
     table: (i64, u64),
+    /// Revision of the whole when it was last asked who leads.
+    seen: i64,
 }
 
 impl EtcdStore {
@@ -52,6 +54,7 @@ impl EtcdStore {
             lease: None,
             leads_since: None,
             table: (0, 0),
+            seen: 0,
         }
     }
 
@@ -121,6 +124,13 @@ impl TableStore for EtcdStore {
             "failure": [{ "request_range": { "key": key } }],
         });
         let answer = self.post("/v3/kv/txn", &body)?;
+        let found = number(&answer["header"]["revision"]);
+        let seen = std::mem::replace(&mut self.seen, found);
+        if found < seen {
+            // Nothing that was read or written holds; the lead was given again or goes on, and is taken up at the next question.
+            (self.leads_since, self.table) = (None, (0, 0));
+            return Err(StoreError::SetBack { seen, found });
+        }
         if answer["succeeded"] == true {
             self.leads_since = Some(number(&answer["header"]["revision"]));
             return Ok(Lead::Ours(self.ttl));

@@ -69,7 +69,9 @@ impl StoreSide {
                 self.tell(news)
             }
             Err(error) => {
-                let lost = self.leads_until.take_if(|until| after() >= *until).is_some();
+                // With another store behind it, it has to be elected anew, and to read what that has.
+                let is_other = matches!(error, StoreError::SetBack { .. });
+                let lost = self.leads_until.take_if(|until| is_other || after() >= *until).is_some();
                 self.tell(KeeperNews::Trouble(error.to_string()))
                     && (!lost || self.tell(KeeperNews::Deposed(None)))
             }

@@ -27,8 +27,8 @@ pub struct Member {
     pub entry: Arc<NodeEntry>,
     /// Its connection, while it has one.
     pub peer: Option<PeerId>,
-    /// It asks to be emptied.
-    pub draining: bool,
+    /// Its process is about to end.
+    pub ending: bool,
     /// What it has to do.
     pub load: NodeLoad,
     /// The report it sent last; 0: none.
@@ -184,7 +184,7 @@ impl Members {
         let member = Member {
             entry: entry.clone(),
             peer: Some(peer),
-            draining: false,
+            ending: false,
             load: NodeLoad::default(),
             report: 0,
             reported_epoch: 0,

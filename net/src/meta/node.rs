@@ -408,7 +408,8 @@ impl Role for MetaNode {
         self.take_commands(now);
         // What has arrived is handled before a lease can end.
         let more = std::mem::take(&mut self.events) >= EVENTS_MANY;
-        if now >= self.tick_at && !more {
+        let is_due = self.core.round_due().is_some_and(|due| now >= due);
+        if (now >= self.tick_at || is_due) && !more {
             self.core.tick(now);
             self.tick_at = self.core.wake_at(now);
         }
@@ -426,6 +427,6 @@ impl Role for MetaNode {
     }
 
     fn wake_at(&self) -> Nanos {
-        self.tick_at
+        self.core.round_due().map_or(self.tick_at, |due| due.min(self.tick_at))
     }
 }

@@ -49,6 +49,17 @@ pub enum StoreError {
         /// What the store has.
         held: u64,
     },
+    /// It has forgotten what it had: it was restored from a backup.
+    #[error(
+        "the store has gone back from revision {seen} to {found}: was it restored from a backup? What is known here and at the \
+         nodes is newer and goes over it"
+    )]
+    SetBack {
+        /// The revision that it was seen at.
+        seen: i64,
+        /// The one that it is at now.
+        found: i64,
+    },
     /// This process does not lead, as far as the store knows.
     #[error("this process does not lead any more")]
     NotLeading,

@@ -255,7 +255,7 @@ mod tests {
     fn clients_that_the_session_closes_are_no_storm() {
         let mut departures = departures();
         let closed = |departures: &mut Departures, i| {
-            departures.add(ConnId::from_parts(i, 1), Vec::new(), true, 0, at(0))
+            departures.add(ConnId::from_parts(i, 1), std::collections::BTreeSet::new(), true, 0, at(0))
         };
         assert!(!(0..50).any(|i| closed(&mut departures, i)));
         assert!(!departures.is_storm());

@@ -2,7 +2,10 @@
 //!
 //! Layouts are given at each variant; all numbers are little-endian, `..` is zero padding to the frame's end.
 
-use std::sync::Arc;
+use std::{
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+    sync::Arc,
+};
 
 use slotcast_engine::id::SlotId;
 
@@ -21,8 +24,10 @@ pub const REPORTS_MAX: usize = slotcast_engine::limits::SLOTS_MAX as usize;
 pub enum MetaPeer {
     /// A data node, which asks for slots.
     Data(Arc<NodeEntry>),
-    /// A session, which only follows the table.
+    /// Who only follows the table.
     Session,
+    /// A session that clients connect to, and where operators ask it.
+    Serving(SocketAddr),
 }
 
 /// What a node is doing with a slot.
@@ -80,8 +85,9 @@ pub struct NodeLoad {
 /// A message to or from the control plane.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MetaMessage {
-    /// First frame of a peer: `protocol u16, role u8 (1 data, 2 session), cluster_len u8, slot_count u32, table_epoch u64`,
-    /// the cluster's name and, from a data node, its entry (see `slot_table`).
+    /// First frame of a peer: `protocol u16, role u8 (1 data, 2 watcher, 3 session), cluster_len u8, slot_count u32, table_epoch
+    /// u64`, the cluster's name and, from a data node, its entry (see `slot_table`), from a session the address of its pages: `ip 16
+    /// bytes, port u16`.
     Hello {
         /// Protocol version.
         protocol: u16,
@@ -95,7 +101,7 @@ pub enum MetaMessage {
         peer: MetaPeer,
     },
     /// Data node to control plane: `sequence u64, table_epoch u64, publishers u64, bytes u64, cpu_permille u32, flags u8 (1
-    /// draining, 2 with reports), 0 u8, 0 u16, report u64, reported_epoch u64, count u32, 0 u32`, then per report `slot u16,
+    /// ending, 2 with reports), 0 u8, 0 u16, report u64, reported_epoch u64, count u32, 0 u32`, then per report `slot u16,
     /// state u8 (64: persistent publishers, 128: whole), in_sync u8, leader_epoch u32`, a node number of 4 bytes per node in sync.
     Heartbeat {
         /// Counts the heartbeats of a connection.
@@ -104,8 +110,8 @@ pub enum MetaMessage {
         table_epoch: u64,
         /// What it has to do.
         load: NodeLoad,
-        /// It wants to be emptied.
-        draining: bool,
+        /// Its process is about to end: it leads what nobody else can, and nothing more is put on it.
+        ending: bool,
         /// Counts the changes of what it would report.
         report: u64,
         /// Table that the node had when it made the report. What a later table has changed, the report does not know.
@@ -194,29 +200,34 @@ impl MetaMessage {
         match self {
             MetaMessage::Hello { protocol, slot_count, table_epoch, cluster, peer } => {
                 put_u16(out, *protocol);
-                let role = if matches!(peer, MetaPeer::Data(_)) { 1 } else { 2 };
+                let role = match peer {
+                    MetaPeer::Data(_) => 1,
+                    MetaPeer::Session => 2,
+                    MetaPeer::Serving(_) => 3,
+                };
                 out.extend_from_slice(&[role, cluster.len().min(CLUSTER_BYTES_MAX) as u8]);
                 put_u32(out, *slot_count);
                 put_u64(out, *table_epoch);
                 out.extend_from_slice(&cluster.as_bytes()[..cluster.len().min(CLUSTER_BYTES_MAX)]);
-                if let MetaPeer::Data(node) = peer {
-                    write_node(out, node);
+                match peer {
+                    MetaPeer::Data(node) => write_node(out, node),
+                    MetaPeer::Session => {}
+                    MetaPeer::Serving(pages) => {
+                        let ip = match pages.ip() {
+                            IpAddr::V4(ip) => ip.to_ipv6_mapped(),
+                            IpAddr::V6(ip) => ip,
+                        };
+                        out.extend_from_slice(&ip.octets());
+                        put_u16(out, pages.port());
+                    }
                 }
             }
-            MetaMessage::Heartbeat {
-                sequence,
-                table_epoch,
-                load,
-                draining,
-                report,
-                reported_epoch,
-                slots,
-            } => {
+            MetaMessage::Heartbeat { sequence, table_epoch, load, ending, report, reported_epoch, slots } => {
                 [sequence, table_epoch, &load.publishers, &load.bytes]
                     .into_iter()
                     .for_each(|value| put_u64(out, *value));
                 put_u32(out, load.cpu_permille);
-                let flags = u8::from(*draining) | u8::from(slots.is_some()) << 1;
+                let flags = u8::from(*ending) | u8::from(slots.is_some()) << 1;
                 out.extend_from_slice(&[flags, 0, 0, 0]);
                 put_u64(out, *report);
                 put_u64(out, *reported_epoch);
@@ -248,6 +259,10 @@ fn read_body(frame: Frame<'_>) -> Result<MetaMessage, BodyError> {
             let peer = match role {
                 1 => MetaPeer::Data(Arc::new(read_node(&mut body)?)),
                 2 => MetaPeer::Session,
+                3 => {
+                    let ip = Ipv6Addr::from(body.array::<16>()?).to_canonical();
+                    MetaPeer::Serving(SocketAddr::new(ip, body.u16()?))
+                }
                 _ => return Err(BodyError::OfMeta),
             };
             MetaMessage::Hello { protocol, slot_count, table_epoch, cluster, peer }
@@ -261,8 +276,8 @@ fn read_body(frame: Frame<'_>) -> Result<MetaMessage, BodyError> {
             body.skip(4)?;
             let reports = (0..count).map(|_| read_report(&mut body)).collect::<Result<Vec<_>, _>>()?;
             let slots = (flags & 2 != 0).then_some(reports);
-            let draining = flags & 1 != 0;
-            MetaMessage::Heartbeat { sequence, table_epoch, load, draining, report, reported_epoch, slots }
+            let ending = flags & 1 != 0;
+            MetaMessage::Heartbeat { sequence, table_epoch, load, ending, report, reported_epoch, slots }
         }
         Kind::NodeHeartbeatAck => MetaMessage::HeartbeatAck {
             sequence: body.u64()?,

@@ -164,6 +164,13 @@ fn a_local_cluster_with_a_control_plane_empties_a_node_under_its_clients() {
         nodes.iter().any(|node| node["id"] == "data-2" && node["holds"] == 0 && node["draining"] == true)
     );
     assert!(told["replication"]["data-1"]["lag_revisions"].is_u64(), "{told:#}");
+
+    // In an emergency nobody has to look for the sessions.
+    let session = local.of("session").next().unwrap().http;
+    assert_eq!(told["session_pages"][0], session.to_string());
+    let stopped = || get(session, "/metrics").1.contains("slotcast_session_push_stopped{core=\"0\"} 1");
+    assert!(ctl(&["stop-push", "--all"]).contains(&session.to_string()) && stopped());
+    assert!(ctl(&["resume-push", "--all"]).contains(&session.to_string()) && !stopped());
 }
 
 #[test]

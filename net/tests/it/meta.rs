@@ -136,6 +136,10 @@ fn post(addr: SocketAddr, path: &str) -> (u16, String) {
     (status, answer.split_once("\r\n\r\n").map(|(_, body)| body.into()).unwrap_or_default())
 }
 
+fn leads(meta: &MetaProcess) -> bool {
+    status(meta)["phase"] == "leading"
+}
+
 fn status(meta: &MetaProcess) -> serde_json::Value {
     serde_json::from_str(&get(meta.admin.addr, "/status").1).unwrap()
 }
@@ -233,8 +237,9 @@ fn bytes_that_are_no_frames_end_their_connection_and_no_other() {
 /// An etcd of its own; it ends with this.
 struct Etcd {
     child: Child,
+    ports: (u16, u16),
     endpoint: String,
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
 }
 
 impl Etcd {
@@ -245,24 +250,25 @@ impl Etcd {
             return None;
         }
         let free = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let (client, peer) = (free(), free());
+        let ports = (free(), free());
         let folder = tempfile::tempdir().unwrap();
-        let mut etcd = Self {
-            child: Self::spawn(&folder, client, peer),
-            endpoint: format!("http://127.0.0.1:{client}"),
-            _folder: folder,
-        };
-        let begin = Instant::now();
-        let mut probe = etcd.store("probe", "probe");
-        while probe.load().is_err() {
-            assert!(begin.elapsed() < PATIENCE, "etcd does not answer");
-            assert!(etcd.child.try_wait().unwrap().is_none(), "etcd has ended");
-            std::thread::yield_now();
-        }
+        let child = Self::spawn(&folder, ports);
+        let mut etcd = Self { child, ports, endpoint: format!("http://127.0.0.1:{}", ports.0), folder };
+        etcd.until_it_answers();
         Some(etcd)
     }
 
-    fn spawn(folder: &tempfile::TempDir, client: u16, peer: u16) -> Child {
+    fn until_it_answers(&mut self) {
+        let begin = Instant::now();
+        let mut probe = self.store("probe", "probe");
+        while probe.load().is_err() {
+            assert!(begin.elapsed() < PATIENCE, "etcd does not answer");
+            assert!(self.child.try_wait().unwrap().is_none(), "etcd has ended");
+            std::thread::yield_now();
+        }
+    }
+
+    fn spawn(folder: &tempfile::TempDir, (client, peer): (u16, u16)) -> Child {
         let client = format!("http://127.0.0.1:{client}");
         let peer = format!("http://127.0.0.1:{peer}");
         Command::new("etcd")
@@ -277,8 +283,46 @@ impl Etcd {
             .unwrap()
     }
 
+    fn signal(&self, name: &str) {
+        assert!(Command::new("kill").args([name, &self.child.id().to_string()]).status().unwrap().success());
+    }
+
+    /// It ends, and its directory is copied.
+    fn backup(&mut self) -> tempfile::TempDir {
+        self.end();
+        let copy = tempfile::tempdir().unwrap();
+        let (from, to) = (self.folder.path().join("member"), copy.path());
+        assert!(Command::new("cp").arg("-r").args([&from, to]).status().unwrap().success());
+        self.child = Self::spawn(&self.folder, self.ports);
+        self.until_it_answers();
+        copy
+    }
+
+    /// It ends, and goes on with the copy of a directory.
+    fn restore(&mut self, copy: tempfile::TempDir) {
+        self.end();
+        self.folder = copy;
+        self.child = Self::spawn(&self.folder, self.ports);
+        self.until_it_answers();
+    }
+
+    fn end(&mut self) {
+        self.signal("-TERM");
+        self.child.wait().unwrap();
+    }
+
     fn store(&self, cluster: &str, name: &str) -> EtcdStore {
         EtcdStore::new(vec![self.endpoint.clone()], cluster, name, Duration::from_secs(2))
+    }
+
+    /// The settings of a process of the control plane that keeps its table here.
+    fn settings(&self, name: &str) -> Vec<String> {
+        vec![
+            "meta.store=etcd".to_string(),
+            format!("meta.etcd=[{:?}]", self.endpoint),
+            format!("meta.name={name}"),
+            "meta.lead_ttl=2s".into(),
+        ]
     }
 }
 
@@ -335,21 +379,12 @@ fn etcd_lets_one_process_lead_and_nobody_else_store() {
 #[test]
 fn the_next_process_takes_over_when_the_first_ends_and_etcd_gone_stops_only_changes() {
     let Some(etcd) = Etcd::start() else { return };
-    let settings = |name: &str| {
-        vec![
-            "meta.store=etcd".to_string(),
-            format!("meta.etcd=[{:?}]", etcd.endpoint),
-            format!("meta.name={name}"),
-            "meta.lead_ttl=2s".into(),
-        ]
-    };
-    let first = start(&settings("first")).unwrap();
-    let leads = |meta: &MetaProcess| status(meta)["phase"] == "leading";
+    let first = start(&etcd.settings("first")).unwrap();
     let begin = Instant::now();
     while !leads(&first) {
         assert!(begin.elapsed() < PATIENCE, "{}", status(&first));
     }
-    let second = start(&settings("second")).unwrap();
+    let second = start(&etcd.settings("second")).unwrap();
     let metas = vec![second.server.addr, first.server.addr];
     let mut nodes: Vec<_> = ["a", "b"].map(|id| Follower::node(id, metas.clone())).into_iter().collect();
     until(&mut nodes, "a table", settled(2));
@@ -372,6 +407,86 @@ fn the_next_process_takes_over_when_the_first_ends_and_etcd_gone_stops_only_chan
     assert_eq!(get(second.admin.addr, "/readyz").0, 503);
     assert_eq!(nodes[0].dialed.link.table().slots, table.slots);
     second.server.stop().unwrap();
+}
+
+#[test]
+fn an_etcd_restored_from_an_old_backup_takes_nobody_back() {
+    let Some(mut etcd) = Etcd::start() else { return };
+    let meta = start(&etcd.settings("first")).unwrap();
+    let mut nodes: Vec<_> =
+        ["a", "b", "c"].map(|id| Follower::node(id, vec![meta.server.addr])).into_iter().collect();
+    until(&mut nodes, "a table", settled(2));
+    let epoch = |nodes: &[Follower]| nodes.iter().map(|node| node.dialed.link.table().epoch).min().unwrap();
+    let old = epoch(&nodes);
+    let backup = etcd.backup();
+    let again = etcd.backup();
+
+    // A newer table, and then an etcd that has never heard of it.
+    until(&mut nodes, "the lead after the backup", |_| leads(&meta));
+    assert_eq!(post(meta.admin.addr, "/drain?node=b").0, 200);
+    let is_empty = |nodes: &[Follower]| {
+        let table = nodes[0].dialed.link.table();
+        let number = table.number_of("b").unwrap();
+        settled(2)(nodes) && table.slots.iter().all(|entry| entry.position(number).is_none())
+    };
+    until(&mut nodes, "the drain", is_empty);
+    let (newest, slots) = (epoch(&nodes), nodes[0].dialed.link.table().slots.clone());
+    assert!(newest > old);
+    etcd.restore(backup);
+    let told = std::cell::Cell::new(false);
+    until(&mut nodes, "the newer table over the restored one", |nodes| {
+        assert!(epoch(nodes) >= newest, "a node was taken back");
+        let now = status(&meta);
+        told.set(told.get() || now["trouble"].as_str().is_some_and(|text| text.contains("gone back")));
+        now["stored_epoch"].as_u64().is_some_and(|stored| stored > newest) && leads(&meta)
+    });
+    assert!(told.get(), "what has happened is said");
+    assert_eq!(nodes[0].dialed.link.table().slots, slots, "nothing moves");
+    until(&mut nodes, "everybody again", settled(2));
+    let newest = epoch(&nodes);
+
+    // The same while no process of the control plane runs: the nodes know better.
+    meta.server.stop().unwrap();
+    drop(meta.admin);
+    etcd.restore(again);
+    let meta = start(&etcd.settings("second")).unwrap();
+    let config = |id: &str| Follower::node(id, vec![meta.server.addr]).dialed.link;
+    for node in &mut nodes {
+        // The same run, with the table that it has; only the address of the control plane is another one.
+        let mut link = config(&node.id);
+        link.share_table(node.dialed.link.table());
+        node.dialed.link = link;
+    }
+    until(&mut nodes, "the table of the nodes", |nodes| {
+        assert!(epoch(nodes) >= newest, "a node was taken back");
+        settled(2)(nodes) && status(&meta)["stored_epoch"].as_u64().is_some_and(|stored| stored > newest)
+    });
+    until_metric(meta.admin.addr, "meta_tables_adopted", "", |count| count >= 1.0);
+    assert_eq!(nodes[0].dialed.link.table().slots, slots);
+    meta.server.stop().unwrap();
+}
+
+#[test]
+fn an_etcd_that_stands_still_stops_changes_and_nothing_else() {
+    let Some(etcd) = Etcd::start() else { return };
+    let metas = ["first", "second"].map(|name| start(&etcd.settings(name)).unwrap());
+    let addrs: Vec<SocketAddr> = metas.iter().map(|meta| meta.server.addr).collect();
+    let mut nodes: Vec<_> = ["a", "b"].map(|id| Follower::node(id, addrs.clone())).into_iter().collect();
+    until(&mut nodes, "a table", settled(2));
+    let table = nodes[0].dialed.link.table().clone();
+    etcd.signal("-STOP");
+    until(&mut nodes, "the end of the lead", |_| !metas.iter().any(leads));
+    let trouble = |meta: &MetaProcess| status(meta)["trouble"].as_str().unwrap_or_default().to_owned();
+    until(&mut nodes, "why nobody leads", |_| {
+        metas.iter().all(|meta| trouble(meta).contains("etcd at http://"))
+    });
+    assert!(nodes.iter().all(|node| *node.dialed.link.table() == table), "everybody keeps what there is");
+    etcd.signal("-CONT");
+    until(&mut nodes, "a leader", |nodes| metas.iter().any(leads) && settled(2)(nodes));
+    assert_eq!(nodes[0].dialed.link.table().slots, table.slots, "nobody was taken for lost");
+    for meta in metas {
+        meta.server.stop().unwrap();
+    }
 }
 
 /// `slotcast ctl` with the followers going on meanwhile: whether it succeeded, what it printed, what it complained about.

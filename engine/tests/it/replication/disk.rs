@@ -36,7 +36,12 @@ struct Kept {
 }
 
 impl Kept {
-    fn start(mut memory: MemoryDisk) -> Self {
+    fn start(memory: MemoryDisk) -> Self {
+        Self::paced(memory, 1 << 30)
+    }
+
+    /// Snapshots but those of copied slots are written with so many bytes per second.
+    fn paced(mut memory: MemoryDisk, snapshot_rate: u64) -> Self {
         let layout = Layout::read(&mut memory, SLOTS, &[]).expect("a directory that can be read");
         let epoch = layout.next_epoch();
         let recover_config = RecoverConfig {
@@ -61,7 +66,8 @@ impl Kept {
                 waiting_bytes_max: 64 * 1024,
                 retry_interval: 100 * MILLI,
             },
-            snapshot_rate: 1 << 30,
+            snapshot_rate,
+            copied_snapshot_rate: 1 << 30,
             snapshot_step: 4096,
             journal_bytes_max: 48 * 1024,
         };
@@ -251,6 +257,31 @@ fn a_whole_slot_is_durable_once_a_snapshot_stands_for_it() {
     assert_eq!(follower.shard.storage().map(|storage| storage.state()), Some(StorageState::Catching));
     follower.settle();
     assert_eq!(follower.shard.followed(SLOT), (applied, applied));
+    let follower = follower.restart();
+    assert_eq!(content(held(&leader.shard, SLOT)), content(follower.slot(SLOT).expect("held back")));
+}
+
+#[test]
+fn a_whole_slot_waits_neither_for_the_pace_of_other_snapshots_nor_for_the_journal() {
+    let (mut leader, _, id) = pair();
+    (2..600).for_each(|register| leader.put(&id, register, 1));
+    let mut follower = Kept::paced(MemoryDisk::default(), 16 * 1024);
+    follower.shard.follow(SLOT, 1, follower.now).expect("nothing is known of it");
+    catch_up(&mut leader.shard, &mut follower.shard, (REPLICA, SLOT), leader.now);
+    let is_durable = |follower: &mut Kept| {
+        let (applied, durable) = follower.shard.followed(SLOT);
+        applied == durable
+    };
+    // Batches during the scan are in the journal before the snapshot counts.
+    follower.disk(6);
+    leader.put(&id, 600, 1);
+    super::arrive(&mut leader.shard, &mut follower.shard, REPLICA, leader.now);
+    assert!(!is_durable(&mut follower));
+    for _ in 0..60 {
+        follower.now = follower.now.after(MILLI);
+        follower.disk(usize::MAX);
+    }
+    assert!(is_durable(&mut follower), "within less than an interval of the journal");
     let follower = follower.restart();
     assert_eq!(content(held(&leader.shard, SLOT)), content(follower.slot(SLOT).expect("held back")));
 }

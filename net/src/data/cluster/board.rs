@@ -1,7 +1,10 @@
 //! What the shards of one node leave for each other: reports and load for the first, which alone speaks for the node, the
 //! lease and the newest table from it. A lock that is held for the copy of a few lists, a few times per second.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use slotcast_engine::id::Nanos;
 
@@ -15,7 +18,15 @@ use crate::{
 
 /// The board of one node.
 #[derive(Clone)]
-pub struct Board(Arc<Mutex<Posted>>);
+pub struct Board(Arc<Shared>);
+
+struct Shared {
+    posted: Mutex<Posted>,
+    /// A shard has said whether it is missed.
+    freed: Condvar,
+    /// Processor time that the process has used.
+    cpu_time: fn() -> Nanos,
+}
 
 struct Posted {
     /// What each shard but the first has left.
@@ -23,6 +34,9 @@ struct Posted {
     lease_end: Nanos,
     table: Option<Arc<SlotTable>>,
     wakers: Vec<Option<Waker>>,
+    ending: bool,
+    /// Nobody would miss the shard.
+    free: Vec<bool>,
 }
 
 /// What one shard tells of itself.
@@ -37,18 +51,29 @@ pub(in crate::data) struct Note {
 impl Board {
     /// An empty board of a node with so many shards.
     pub fn new(shards: u32) -> Self {
+        Self::measuring(shards, || Nanos(0))
+    }
+
+    /// The same, with what tells the processor time that the process has used.
+    pub fn measuring(shards: u32, cpu_time: fn() -> Nanos) -> Self {
         let shards = shards as usize;
         let posted = Posted {
             shards: vec![Note::default(); shards],
             lease_end: Nanos(0),
             table: None,
             wakers: vec![None; shards],
+            ending: false,
+            free: vec![false; shards],
         };
-        Self(Arc::new(Mutex::new(posted)))
+        Self(Arc::new(Shared { posted: Mutex::new(posted), freed: Condvar::new(), cpu_time }))
     }
 
     fn posted(&self) -> MutexGuard<'_, Posted> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.posted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(in crate::data) fn cpu_time(&self) -> Nanos {
+        (self.0.cpu_time)()
     }
 
     /// How to wake a shard when there is something for it.
@@ -56,6 +81,30 @@ impl Board {
         if let Some(place) = self.posted().wakers.get_mut(shard as usize) {
             *place = Some(waker);
         }
+    }
+
+    /// Has all shards hand over what they lead and leave what they follow, and waits until nobody would miss them, at most for
+    /// `patience`. Returns whether it came to that.
+    pub fn end(&self, patience: Duration) -> bool {
+        let mut posted = self.posted();
+        posted.ending = true;
+        (0..posted.wakers.len()).for_each(|shard| wake(&posted.wakers, shard));
+        let is_missed = |posted: &mut Posted| posted.free.iter().any(|free| !free);
+        let waited = self.0.freed.wait_timeout_while(posted, patience, is_missed);
+        !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
+    }
+
+    /// Whether the process is about to end.
+    pub(in crate::data) fn is_ending(&self) -> bool {
+        self.posted().ending
+    }
+
+    /// Whether nobody would miss a shard.
+    pub(in crate::data) fn set_free(&self, shard: u32, is_free: bool) {
+        if let Some(free) = self.posted().free.get_mut(shard as usize) {
+            *free = is_free;
+        }
+        self.0.freed.notify_all();
     }
 
     /// A shard's reports and load; the first shard is woken for news.
@@ -146,6 +195,17 @@ mod tests {
         let all = board.gathered();
         assert_eq!(all.slots.iter().map(|report| report.slot.0).collect::<Vec<_>>(), [0, 1, 2, 3, 5]);
         assert_eq!((all.table_epoch, all.load.publishers, all.load.bytes), (7, 6, 9));
+    }
+
+    #[test]
+    fn an_end_waits_for_every_shard_and_not_for_ever() {
+        let board = Board::new(2);
+        let other = board.clone();
+        board.set_free(0, true);
+        assert!(!board.end(Duration::from_millis(1)) && board.is_ending());
+        let thread = std::thread::spawn(move || other.end(Duration::from_secs(20)));
+        board.set_free(1, true);
+        assert!(thread.join().expect("no panic"));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use slotcast_engine::{id::SlotId, slot_state::SlotState};
 
-use crate::wire::slot_table::{NodeEntry, NodeNumber, SlotTable};
+use crate::wire::slot_table::{NodeEntry, NodeNumber, SlotEntry, SlotTable};
 
 /// What a table says about a node as a whole.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -54,6 +54,16 @@ pub(in crate::data) fn duty(table: &SlotTable, own: NodeNumber, slot: SlotId) ->
         (Some(0), _) => Duty::Lead(entry.leader_epoch),
         (Some(_), Some(leader)) => Duty::Follow(leader, entry.leader_epoch),
         _ => Duty::None,
+    }
+}
+
+/// Whether a node should not end yet: somebody in sync could lead the slot in its place, or acknowledgements of persistent
+/// changes wait for it.
+pub(in crate::data) fn is_missed(entry: &SlotEntry, own: NodeNumber) -> bool {
+    match entry.position(own) {
+        Some(0) => entry.members()[1..].iter().any(|member| member.is_in_sync()),
+        Some(at) => entry.members()[at].is_in_sync(),
+        None => false,
     }
 }
 
@@ -122,6 +132,19 @@ mod tests {
         let duties: Vec<Duty> = (0..5).map(|slot| duty(&table, OWN, SlotId(slot))).collect();
         let none = Duty::None;
         assert_eq!(duties, [Duty::Lead(5), Duty::Follow(NodeNumber(2), 6), none, none, none]);
+    }
+
+    #[test]
+    fn a_node_is_missed_where_it_could_be_relieved_or_is_waited_for() {
+        let mut table = table();
+        let missed = |table: &SlotTable| -> Vec<bool> {
+            table.slots.iter().map(|entry| is_missed(entry, OWN)).collect()
+        };
+        assert_eq!(missed(&table), [false; 4], "nobody else is in sync");
+        for entry in &mut table.slots {
+            entry.members_mut().iter_mut().for_each(|member| *member = member.with_in_sync(true));
+        }
+        assert_eq!(missed(&table), [true, true, false, false]);
     }
 
     #[test]

@@ -28,6 +28,8 @@ pub struct ClusterMetrics {
     pub epochs_refused: Counter,
     pub tables_sent: Counter,
     pub followers: Gauge,
+    pub full_links: Gauge,
+    pub waiting_bytes: Gauge,
     pub leaders: Gauge,
     pub lag_revisions: Gauge,
     pub lag_ms: Gauge,
@@ -110,6 +112,16 @@ impl ClusterMetrics {
                 &it.lease,
             ),
             ("data_replica_followers", "Links of shards that follow slots here", &it.followers),
+            (
+                "data_replica_links_full",
+                "Links of followers that take nothing: nothing is queued for them, each has a cursor per slot",
+                &it.full_links,
+            ),
+            (
+                "data_replica_waiting_bytes",
+                "Bytes that wait in the buffers of followers' links, at most data.link_buffer_max and a megabyte for each",
+                &it.waiting_bytes,
+            ),
             ("data_replica_leaders", "Links to shards that lead slots followed here", &it.leaders),
             (
                 "data_replica_lag_revisions",

@@ -27,6 +27,11 @@ pub(in crate::data) struct Lag {
     pub(in crate::data) nanos: u64,
 }
 
+impl Lag {
+    /// It follows no more, because it is about to end: it goes out of sync without being waited for.
+    pub(in crate::data) const LEFT: Self = Self { held: Revision::ZERO, nanos: u64::MAX };
+}
+
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum State {
     /// Has to have this to count.
@@ -92,6 +97,11 @@ impl InSync {
                 None => drop(self.states.remove(&node)),
             }
         }
+    }
+
+    /// A node is in another run: what was known of the one before says nothing.
+    pub(in crate::data) fn forget(&mut self, node: NodeNumber) {
+        self.states.remove(&node);
     }
 
     /// The followers to report as in sync.
@@ -163,6 +173,27 @@ mod tests {
         bench.look(5, Some((5, 0)));
         assert_eq!(bench.look(9, Some((5, LAG_MAX))), (false, true));
         assert_eq!(bench.look(9, Some((9, 0))), (true, true));
+    }
+
+    #[test]
+    fn one_that_has_left_goes_at_once_and_one_in_another_run_begins_anew() {
+        let left = |bench: &mut Bench| {
+            let follower = Member::new(A).with_in_sync(bench.shown);
+            let at = Revision(Revision::open(3).0 | 5);
+            bench.sync.look(&[follower], at, Nanos(bench.now), LAG_MAX, |_| Some(Lag::LEFT));
+            (bench.sync.told().count() == 1, bench.sync.waited_for().count() == 1)
+        };
+        let mut bench = Bench { shown: true, ..Bench::new() };
+        assert_eq!(bench.look(5, Some((5, 0))), (true, true));
+        assert_eq!(left(&mut bench), (false, true), "until the table leaves it out");
+        bench.shown = false;
+        assert_eq!(left(&mut bench), (false, false));
+
+        let mut bench = Bench::new();
+        bench.look(5, Some((5, 0)));
+        assert_eq!(bench.look(5, Some((5, 0))), (true, true));
+        bench.sync.forget(A);
+        assert_eq!(bench.look(5, None), (false, false), "told of, but that was another run");
     }
 
     #[test]

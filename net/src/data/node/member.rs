@@ -114,7 +114,7 @@ impl Node {
     /// whether there is more to put.
     pub(super) fn replicate(&mut self, now: Nanos, sockets: &mut dyn Sockets) -> bool {
         let Some(mut cluster) = self.cluster.take() else { return false };
-        let mut more = false;
+        let (mut more, mut waiting) = (false, 0);
         self.starved.clear();
         for index in cluster.followers() {
             let Some(Some(link)) = self.links.get_mut(index as usize) else { continue };
@@ -123,6 +123,7 @@ impl Node {
             if link.closing.is_some() {
                 continue;
             }
+            waiting += before;
             if room == 0 {
                 self.starved.push(index);
                 continue;
@@ -134,6 +135,7 @@ impl Node {
                 self.mark_dirty(index);
             }
         }
+        cluster.observe_links(self.starved.len(), waiting);
         cluster.report(&mut self.shard, now, sockets);
         self.cluster = Some(cluster);
         more

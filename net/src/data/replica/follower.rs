@@ -129,6 +129,8 @@ struct Upstream {
 pub(in crate::data) struct Followings {
     own: Identity,
     links: Vec<Upstream>,
+    /// The process is about to end: leaders are told that nothing is followed, and links stay until they have heard it.
+    ending: bool,
     metrics: ClusterMetrics,
 }
 
@@ -149,7 +151,7 @@ enum LeaderFault {
 
 impl Followings {
     pub(in crate::data) fn new(own: Identity, metrics: ClusterMetrics) -> Self {
-        Self { own, links: Vec::new(), metrics }
+        Self { own, links: Vec::new(), ending: false, metrics }
     }
 
     /// What is to be followed from now on, by leader, with the epochs that they lead in.
@@ -186,6 +188,12 @@ impl Followings {
                 fault: None,
             });
         }
+    }
+
+    /// Follows nothing any more, and says so to the leaders.
+    pub(in crate::data) fn end(&mut self, now: Nanos) {
+        self.ending = true;
+        self.set_wanted(BTreeMap::new(), now);
     }
 
     fn link_of(&mut self, conn: ConnId) -> Option<&mut Upstream> {
@@ -253,7 +261,7 @@ impl Followings {
         sockets: &mut dyn Sockets,
     ) {
         for link in &mut self.links {
-            link.turn(now, jitter, shard, sockets, &self.metrics);
+            link.turn(now, jitter, self.ending, shard, sockets, &self.metrics);
         }
         self.links.retain(|link| !link.slots.is_empty() || link.wire.is_open());
         let up = self.links.iter().filter(|link| link.state == State::Up).count();
@@ -378,6 +386,7 @@ impl Upstream {
         &mut self,
         now: Nanos,
         jitter: u64,
+        is_ending: bool,
         shard: &mut Shard,
         sockets: &mut dyn Sockets,
         metrics: &ClusterMetrics,
@@ -397,7 +406,7 @@ impl Upstream {
             self.wire.close(sockets);
             self.wait(now, after_ms * MS, jitter);
         }
-        if self.slots.is_empty() {
+        if self.slots.is_empty() && !(is_ending && self.state == State::Up) {
             // Whoever follows nothing there any more needs no link.
             self.wire.close(sockets);
             return;

@@ -27,6 +27,8 @@ struct Follower {
     node: NodeNumber,
     shard: u16,
     slots: BTreeSet<SlotId>,
+    /// Slots that it said it does not follow any more.
+    left: BTreeSet<SlotId>,
     heard: Nanos,
 }
 
@@ -130,11 +132,17 @@ impl Followers {
         links.find(|(_, it)| it.node == node && it.shard == shard).map(|(link, _)| *link)
     }
 
+    /// Whether whoever is behind a link has said that it does not follow a slot any more.
+    pub(in crate::data) fn has_left(&self, link: u32, slot: SlotId) -> bool {
+        self.links.get(&link).is_some_and(|it| it.left.contains(&slot))
+    }
+
     /// Stops telling slots to nodes that `table` does not name as their members.
     pub(in crate::data) fn keep_members(&mut self, table: &SlotTable, shard: &mut Shard) {
         for (link, follower) in &mut self.links {
             let node = follower.node;
             let is_member = |slot: &SlotId| table.slots[usize::from(slot.0)].position(node).is_some();
+            follower.left.retain(is_member);
             for slot in follower.slots.extract_if(.., |slot| !is_member(slot)) {
                 shard.replica_leave(ReplicaId(*link), slot);
             }
@@ -188,7 +196,10 @@ impl Followers {
         }
         let same = |it: &Follower| it.node == node && it.shard == shard;
         let replaced = self.links.iter().find(|(_, it)| same(it)).map(|(link, _)| *link);
-        self.links.insert(link, Follower { node, shard, slots: BTreeSet::new(), heard: now });
+        self.links.insert(
+            link,
+            Follower { node, shard, slots: BTreeSet::new(), left: BTreeSet::new(), heard: now },
+        );
         ReplicaMessage::Welcome { incarnation: own.incarnation, table_epoch: table.epoch }.write(out);
         Ok(replaced)
     }
@@ -208,7 +219,10 @@ impl Followers {
             ReplicaMessage::Follow(items) => {
                 for item in items {
                     match begin(link, node, &item, table, shard) {
-                        Ok(()) => drop(follower.slots.insert(item.slot)),
+                        Ok(()) => {
+                            follower.slots.insert(item.slot);
+                            follower.left.remove(&item.slot);
+                        }
                         Err((reason, known)) => {
                             metrics.count_refused(true, Some(reason));
                             let (slot, code) = (item.slot, reason as u16);
@@ -221,6 +235,14 @@ impl Followers {
             ReplicaMessage::Unfollow(slots) => {
                 for slot in slots {
                     follower.slots.remove(&slot);
+                    // Bounded by the members of the table; of other slots it has nothing to leave.
+                    if table
+                        .slots
+                        .get(usize::from(slot.0))
+                        .is_some_and(|entry| entry.position(node).is_some())
+                    {
+                        follower.left.insert(slot);
+                    }
                     shard.replica_leave(ReplicaId(link), slot);
                 }
                 Ok(())

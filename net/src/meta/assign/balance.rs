@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, VecDeque};
 
 use crate::{
-    meta::assign::{Presence, Round},
+    meta::assign::Round,
     wire::slot_table::{Member, NodeNumber},
 };
 
@@ -98,9 +98,8 @@ impl Round {
     pub(super) fn balance_members(&mut self) {
         let band = self.crowd.members_band;
         let places = || (0..self.crowd.len() as u32).map(NodeNumber);
-        let donors = places().filter(|place| {
-            self.crowd.presence(*place) != Presence::Absent && self.crowd.members(*place) > band.low
-        });
+        let donors = places()
+            .filter(|place| self.crowd.presence(*place).is_free() && self.crowd.members(*place) > band.low);
         let mut donors: BTreeSet<(u32, NodeNumber)> =
             donors.map(|place| (self.crowd.members(place), place)).collect();
         let takers: Vec<_> = places().filter(|place| self.crowd.is_taker(*place)).collect();

@@ -55,10 +55,16 @@ pub(super) struct Crowd {
 impl Crowd {
     pub(super) fn new(candidates: &[Candidate]) -> Self {
         let zones = candidates.iter().map(|candidate| candidate.zone + 1).max().unwrap_or(0);
-        let nodes: Vec<Node> = candidates
+        let mut nodes: Vec<Node> = candidates
             .iter()
             .map(|candidate| Node { candidate: *candidate, members: 0, leaders: 0 })
             .collect();
+        if !nodes.iter().any(|node| node.candidate.presence.is_free()) {
+            // All that are there are about to end: they go on until they do.
+            for node in nodes.iter_mut().filter(|node| node.candidate.presence == Presence::Ending) {
+                node.candidate.presence = Presence::Alive;
+            }
+        }
         let mut crowd = Self {
             nodes,
             takers: 0,
@@ -71,7 +77,7 @@ impl Crowd {
         };
         crowd.ignores_drains = !crowd.nodes.iter().any(|node| {
             let candidate = &node.candidate;
-            candidate.presence != Presence::Absent && !candidate.draining
+            candidate.presence.is_free() && !candidate.draining
         });
         crowd.takers = (0..crowd.nodes.len()).filter(|place| crowd.is_taker(at(*place))).count();
         crowd
@@ -114,7 +120,7 @@ impl Crowd {
     }
 
     pub(super) fn is_taker(&self, place: NodeNumber) -> bool {
-        self.presence(place) != Presence::Absent && !self.is_draining(place)
+        self.presence(place).is_free() && !self.is_draining(place)
     }
 
     pub(super) fn zone(&self, place: NodeNumber) -> u32 {

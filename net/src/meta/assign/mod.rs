@@ -5,7 +5,9 @@
 //! 1. *Leaders.* A slot whose leader is gone, absent or restarted goes to a member that is in sync; where none is there, to
 //!    one that was in sync when it went down; where none of these is there either, to any member, else to any node. But not if
 //!    it may have persistent publishers: then it stays as it is, with its absent leader, and *waits* for a member in sync,
-//!    unless the limits allow another, and it is marked unclean. Not bounded: a slot without a leader serves nobody.
+//!    unless the limits allow another, and it is marked unclean. A slot whose leader is about to
+//!    end goes to a member in sync, if there is one, and the former leader is in sync no more. Not bounded: a slot without a
+//!    leader serves nobody.
 //! 2. *Redundancy.* Slots with too few members get new ones. A new member is not in sync until its leader says so.
 //! 3. *Drains.* Members on a draining node are leaving, and get a replacement.
 //! 4. *Trim.* A leaving member goes when all others are in sync; a leaving leader hands over first.
@@ -37,10 +39,25 @@ pub const SLACK_PERCENT: usize = 10;
 pub enum Presence {
     /// Its lease runs, and it is the same run as in the table.
     Alive,
+    /// Its lease runs, and its process is about to end: it keeps what it holds, leads what nobody else can, and is given
+    /// nothing.
+    Ending,
     /// Its lease runs, but it was started again since the table was made: it leads nothing and is in sync nowhere.
     Restarted,
     /// Its lease has ended a short while ago: it leads nothing and is in sync nowhere, but is not replaced yet.
     Absent,
+}
+
+impl Presence {
+    /// Whether it is the run that the table names, and its lease runs.
+    fn is_same_run(self) -> bool {
+        matches!(self, Presence::Alive | Presence::Ending)
+    }
+
+    /// Whether it may be given something.
+    fn is_free(self) -> bool {
+        matches!(self, Presence::Alive | Presence::Restarted)
+    }
 }
 
 /// A node that slots may be on. Nodes that are not listed are gone.
@@ -142,7 +159,7 @@ impl Round {
                 here.push(member.with_node(place).with_leaving(leaving));
             }
             let leader = entry.leader().and_then(|leader| crowd.place_of(leader));
-            led.push(leader.is_some_and(|leader| crowd.presence(leader) == Presence::Alive));
+            led.push(leader.is_some_and(|leader| crowd.presence(leader).is_same_run()));
             call_back(&mut here, wanted, &crowd);
             staying(&here).for_each(|member| crowd.count_member(member.node()));
             if let (Some(true), Some(leader)) = (led.last(), leader) {
@@ -175,6 +192,8 @@ impl Round {
         for slot in 0..self.slots.len() {
             if !self.led[slot] {
                 self.choose_leader(slot);
+            } else {
+                self.relieve(slot);
             }
             if self.waits[slot] {
                 continue;
@@ -182,7 +201,7 @@ impl Round {
             let leader = self.slots[slot].leader();
             for member in self.slots[slot].members_mut() {
                 let place = member.node();
-                let is_alive = self.crowd.presence(place) == Presence::Alive;
+                let is_alive = self.crowd.presence(place).is_same_run();
                 let in_sync = Some(place) == leader || (member.is_in_sync() && is_alive);
                 *member = member.with_in_sync(in_sync);
             }
@@ -194,16 +213,18 @@ impl Round {
         let rank = |member: &Member| match (crowd.presence(member.node()), member.is_in_sync()) {
             (Presence::Absent, _) => None,
             (Presence::Alive, true) => Some(0),
-            (Presence::Restarted, true) => Some(1),
-            (Presence::Alive, false) => Some(2),
-            (Presence::Restarted, false) => Some(3),
+            (Presence::Ending, true) => Some(1),
+            (Presence::Restarted, true) => Some(2),
+            (Presence::Alive, false) => Some(3),
+            (Presence::Restarted, false) => Some(4),
+            (Presence::Ending, false) => Some(5),
         };
         let of = |(at, member): (usize, &Member)| {
             let rank = rank(member)?;
             Some((rank, member.is_leaving(), crowd.leaders(member.node()), at))
         };
         let best = entry.members().iter().enumerate().filter_map(of).min();
-        let has_all = best.is_some_and(|(rank, ..)| rank < 2) || self.is_fresh(slot);
+        let has_all = best.is_some_and(|(rank, ..)| rank < 3) || self.is_fresh(slot);
         let is_clean = has_all || !entry.has_persistent;
         if !is_clean && !self.unclean {
             self.waits[slot] = true;
@@ -229,6 +250,19 @@ impl Round {
             self.made_unclean += 1;
             self.slots[slot].is_unclean = true;
         }
+    }
+
+    /// Takes a slot from a leader that is about to end, if a member in sync can have it.
+    fn relieve(&mut self, slot: usize) {
+        let Some(leader) = self.slots[slot].leader() else { return };
+        if self.crowd.presence(leader) != Presence::Ending {
+            return;
+        }
+        let Some(at) = self.heir(slot) else { return };
+        self.lead(slot, at);
+        // It follows nobody any more: nothing is to wait for it.
+        let members = self.slots[slot].members_mut().iter_mut();
+        members.filter(|member| member.node() == leader).for_each(|it| *it = it.with_in_sync(false));
     }
 
     /// Makes a member the leader, in a new epoch.

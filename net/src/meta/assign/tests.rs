@@ -50,7 +50,7 @@ impl Cluster {
 
     fn hold_to_the_rules(&self, found: &Assignment) {
         let (mut moved, mut unclean, mut changed, mut waiting) = (0, 0, 0, 0);
-        let is_there = |number| matches!(self.presence(number), Some(Presence::Alive | Presence::Restarted));
+        let is_there = |number| self.presence(number).is_some_and(|presence| presence != Presence::Absent);
         let anybody = self.nodes.keys().any(|number| is_there(*number));
         for (slot, (old, new)) in self.slots.iter().zip(&found.slots).enumerate() {
             let told = format!("slot {slot}: {old:?} became {new:?}");
@@ -79,8 +79,10 @@ impl Cluster {
 
             let was = |member: &Member| old.position(member.node()).map(|at| old.members()[at]);
             let in_sync = |member: &Member| was(member).is_some_and(|member| member.is_in_sync());
-            let alive = |member: &Member| self.presence(member.node()) == Some(Presence::Alive);
-            let good = |member: &&Member| member.is_in_sync() && alive(member);
+            let alive = |member: &Member| self.presence(member.node()).is_some_and(Presence::is_same_run);
+            // One that is about to end is relieved, which is no move.
+            let stays = |member: &Member| self.presence(member.node()) == Some(Presence::Alive);
+            let good = |member: &&Member| member.is_in_sync() && stays(member);
             let old_leader_is_good = old.members().iter().take(1).any(|leader| good(&leader));
             if changes && old.members().iter().any(|member| good(&member)) {
                 assert!(in_sync(&new.members()[0]), "not in sync, though there is one: {told}");
@@ -144,7 +146,7 @@ impl Cluster {
     }
 
     fn takers(&self) -> Vec<NodeNumber> {
-        let takers = self.nodes.values().filter(|node| !node.draining && node.presence != Presence::Absent);
+        let takers = self.nodes.values().filter(|node| !node.draining && node.presence.is_free());
         takers.map(|node| node.number).collect()
     }
 
@@ -152,7 +154,7 @@ impl Cluster {
     /// until nothing moves.
     fn end_well(&mut self) {
         self.limits.unclean = true;
-        self.nodes.values_mut().filter(|node| node.presence == Presence::Absent).for_each(|node| {
+        self.nodes.values_mut().filter(|node| !node.presence.is_free()).for_each(|node| {
             node.presence = Presence::Alive;
         });
         if self.takers().is_empty() {
@@ -342,6 +344,36 @@ fn an_absent_node_leads_nothing_but_is_replaced_only_when_it_is_gone() {
 }
 
 #[test]
+fn a_node_that_is_about_to_end_leads_nothing_and_keeps_the_rest() {
+    let mut cluster = Cluster::new(256, 3, 1, limits(2, 0));
+    cluster.round();
+    cluster.sync();
+    let ending = NodeNumber(1);
+    let (held, led) = cluster.load(ending);
+    cluster.nodes.get_mut(&ending).unwrap().presence = Presence::Ending;
+    let before = cluster.slots.clone();
+    assert_eq!(cluster.round().moves, 0, "without a move from the budget");
+    assert_eq!(cluster.load(ending), (held, 0));
+    let members = |slots: &[SlotEntry]| slots.iter().flat_map(|entry| entry.members().to_vec()).count();
+    assert_eq!(
+        (new_members(&before, &cluster.slots).count(), members(&before)),
+        (0, members(&cluster.slots))
+    );
+    let of = cluster.slots.iter().filter_map(|entry| Some(entry.members()[entry.position(ending)?]));
+    assert_eq!(of.filter(|member| !member.is_in_sync()).count(), led, "those that it led follow nobody");
+    // Nobody else has these: it goes on with them.
+    let mut alone = Cluster::new(16, 2, 1, limits(1, 0));
+    alone.round();
+    alone.nodes.get_mut(&ending).unwrap().presence = Presence::Ending;
+    let before = alone.slots.clone();
+    alone.round();
+    assert_eq!(alone.slots, before);
+    alone.nodes.values_mut().for_each(|node| node.presence = Presence::Ending);
+    alone.round();
+    assert_eq!(alone.slots, before, "all of them end");
+}
+
+#[test]
 fn a_leader_that_restarts_alone_leads_on_in_a_new_epoch() {
     let mut cluster = Cluster::new(16, 1, 1, limits(2, 10));
     cluster.round();
@@ -455,6 +487,7 @@ enum Incident {
     Away(prop::sample::Index),
     Back(prop::sample::Index),
     Restart(prop::sample::Index),
+    Ending(prop::sample::Index),
     Drain(prop::sample::Index, bool),
     SyncSome(u64),
     Lag(u64),
@@ -468,6 +501,7 @@ fn incident() -> impl Strategy<Value = Incident> {
         2 => any::<prop::sample::Index>().prop_map(Incident::Away),
         2 => any::<prop::sample::Index>().prop_map(Incident::Back),
         2 => any::<prop::sample::Index>().prop_map(Incident::Restart),
+        2 => any::<prop::sample::Index>().prop_map(Incident::Ending),
         2 => (any::<prop::sample::Index>(), any::<bool>()).prop_map(|(node, on)| Incident::Drain(node, on)),
         4 => any::<u64>().prop_map(Incident::SyncSome),
         1 => any::<u64>().prop_map(Incident::Lag),
@@ -497,8 +531,13 @@ impl Cluster {
             }
             Incident::Away(node) => set(node, &|node| node.presence = Presence::Absent),
             Incident::Back(node) => set(node, &|node| {
-                if node.presence == Presence::Absent {
+                if !node.presence.is_free() {
                     node.presence = Presence::Alive;
+                }
+            }),
+            Incident::Ending(node) => set(node, &|node| {
+                if node.presence == Presence::Alive {
+                    node.presence = Presence::Ending;
                 }
             }),
             Incident::Restart(node) => set(node, &|node| node.presence = Presence::Restarted),

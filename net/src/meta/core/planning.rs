@@ -16,6 +16,9 @@ use crate::{
     },
 };
 
+/// Time between two tables for each slot of the cluster (nanoseconds), if that is more than the time between any two.
+const PAUSE_PER_SLOT: u64 = 5_000;
+
 impl MetaCore {
     /// To be called at least every tenth of a second, after everything that has arrived was handled.
     pub fn tick(&mut self, now: Nanos) {
@@ -40,9 +43,12 @@ impl MetaCore {
             self.phase = Phase::Leading;
             self.dirty = true;
         }
-        let is_due = self.dirty && now >= self.round_at && now >= self.retry_at;
-        if self.phase == Phase::Leading && self.storing.is_none() && is_due && self.may_begin(now) {
-            self.round(now);
+        if self.round_due().is_some_and(|due| now >= due) {
+            if self.may_begin(now) {
+                self.round(now);
+            } else {
+                self.round_at = self.wake_at(now);
+            }
         }
     }
 
@@ -82,7 +88,9 @@ impl MetaCore {
     /// Plans the next table and asks the store to take it, if it is another one.
     fn round(&mut self, now: Nanos) {
         self.dirty = false;
-        self.round_at = now.after(self.config.round_interval);
+        // Of very many slots a plan takes tens of milliseconds.
+        let pause = self.table.slots.len() as u64 * PAUSE_PER_SLOT;
+        self.round_at = now.after(pause.max(self.config.round_interval));
         let epoch = self.table.epoch.max(self.told_epoch).max(self.stored) + 1;
         let mut next = SlotTable { epoch, maker: self.config.run, ..(*self.table).clone() };
         let restarted = self.take_in_members(&mut next);
@@ -192,13 +200,12 @@ impl MetaCore {
                 self.away.get(number).is_none_or(|since| now.since(*since) < self.config.replace_after);
             let presence = match member.is_some() {
                 true if restarted.binary_search(number).is_ok() => Presence::Restarted,
+                true if member.is_some_and(|member| member.ending) => Presence::Ending,
                 true => Presence::Alive,
                 false if waits => Presence::Absent,
                 false => continue,
             };
-            // What an operator asked for is in the table; what a node asks for goes with its run.
-            let draining = node.draining || member.is_some_and(|member| member.draining);
-            candidates.push(Candidate { number: *number, zone, presence, draining });
+            candidates.push(Candidate { number: *number, zone, presence, draining: node.draining });
         }
         candidates
     }

@@ -1,5 +1,7 @@
 //! What people may look at.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 use slotcast_engine::id::Nanos;
 
@@ -41,6 +43,9 @@ pub struct NodeStatus {
     pub lease_ms: Option<u64>,
     /// It is to be emptied.
     pub draining: bool,
+    /// Its process is about to end.
+    #[serde(default)]
+    pub ending: bool,
     /// Slots that it leads.
     pub leads: usize,
     /// Slots that it is a member of, those that it leads included.
@@ -89,6 +94,12 @@ pub struct MetaStatus {
     pub leases_held_back: usize,
     /// Sessions that follow the table.
     pub sessions: usize,
+    /// Where operators ask the session processes among them, those left out that have not told.
+    #[serde(default)]
+    pub session_pages: BTreeSet<String>,
+    /// Who follows the table and has no pages: shards of data nodes beside the first, and sessions that have not told.
+    #[serde(default)]
+    pub without_pages: usize,
     /// The data nodes.
     pub nodes: Vec<NodeStatus>,
 }
@@ -123,7 +134,8 @@ impl MetaCore {
                 incarnation: format!("{:016x}", entry.incarnation),
                 shards: entry.ports.len(),
                 lease_ms: member.map(|member| member.lease_left(now) / 1_000_000),
-                draining: entry.draining || member.is_some_and(|member| member.draining),
+                draining: entry.draining,
+                ending: member.is_some_and(|member| member.ending),
                 leads,
                 holds,
                 in_sync,
@@ -164,6 +176,13 @@ impl MetaCore {
             moves: self.joining.len(),
             leases_held_back: self.held_back,
             sessions: self.peers.values().filter(|peer| peer.node.is_none()).count(),
+            session_pages: self
+                .peers
+                .values()
+                .filter_map(|peer| peer.pages)
+                .map(|it| it.to_string())
+                .collect(),
+            without_pages: self.peers.values().filter(|it| it.node.is_none() && it.pages.is_none()).count(),
             nodes: nodes.collect(),
         }
     }

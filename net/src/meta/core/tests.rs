@@ -478,10 +478,29 @@ fn a_drained_node_is_empty_in_the_end_also_over_a_change_of_leader() {
     world.core.handle_drain("n2", false).unwrap();
     world.run(5000);
     assert!(holds(&world).is_some_and(|(draining, held)| !draining && held > 0));
-    world.followers.get_mut("n1").unwrap().link.set_draining(true);
-    world.run(5000);
-    let status = world.core.status(world.now);
-    assert_eq!(status.nodes.iter().find(|node| node.id == "n1").unwrap().holds, 0);
+}
+
+#[test]
+fn a_node_that_is_about_to_end_leads_nothing_soon_and_nothing_is_copied_for_that() {
+    let mut world = World::with_nodes(3);
+    let of = |world: &World| {
+        let status = world.core.status(world.now);
+        let node = status.nodes.iter().find(|node| node.id == "n1").unwrap();
+        (node.leads, node.holds, node.ending)
+    };
+    let (leads, holds, _) = of(&world);
+    assert!(leads > 0 && holds > leads);
+    let before = world.core.counters();
+    world.followers.get_mut("n1").unwrap().link.set_ending();
+    world.run(200);
+    assert_eq!(of(&world), (0, holds, true), "at once, not when its lease ends");
+    let counters = world.core.counters();
+    assert_eq!(counters.moves, before.moves, "its replicas stay where they are");
+    assert_eq!((counters.leaders_changed - before.leaders_changed, counters.unclean), (leads as u64, 0));
+    // It comes back as another run.
+    world.kill("n1");
+    world.run(500);
+    assert_eq!(of(&world).0, 0);
 }
 
 #[test]
@@ -586,7 +605,7 @@ fn epochs_that_cannot_be_are_refused() {
         sequence: 9,
         table_epoch,
         load: Default::default(),
-        draining: false,
+        ending: false,
         report: 1 << 40,
         reported_epoch: 0,
         slots: Some(vec![SlotReport {

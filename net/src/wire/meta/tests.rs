@@ -46,11 +46,11 @@ fn messages() -> Vec<MetaMessage> {
         cluster: "prod".into(),
         peer,
     };
-    let heartbeat = |draining, slots| MetaMessage::Heartbeat {
+    let heartbeat = |ending, slots| MetaMessage::Heartbeat {
         sequence: 3,
         table_epoch: 4,
         load: NodeLoad { publishers: 5, bytes: 6, cpu_permille: 7 },
-        draining,
+        ending,
         report: 8,
         reported_epoch: 4,
         slots,
@@ -64,6 +64,7 @@ fn messages() -> Vec<MetaMessage> {
     };
     vec![
         hello(MetaPeer::Session),
+        hello(MetaPeer::Serving(([10, 0, 0, 5], 7609).into())),
         hello(MetaPeer::Data(node())),
         heartbeat(true, None),
         heartbeat(false, Some(Vec::new())),
