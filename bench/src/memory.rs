@@ -49,10 +49,13 @@ mod tests {
 
     #[test]
     fn what_is_touched_is_resident() {
-        let before = resident().bytes;
-        let held = vec![1u8; 32 << 20];
-        let grown = resident().bytes - before;
-        assert!(grown >= 31 << 20, "{grown} of {}", held.len());
-        assert!(resident_now() >= 32 << 20);
+        // Whatever else this process frees meanwhile counts against it, so there are some tries.
+        let grows = || {
+            let before = resident().bytes;
+            let held = vec![1u8; 32 << 20];
+            let grown = resident().bytes.saturating_sub(before);
+            grown >= 31 << 20 && held.len() == 32 << 20 && resident_now() >= 32 << 20
+        };
+        assert!((0..100).any(|_| grows()));
     }
 }

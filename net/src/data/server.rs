@@ -3,12 +3,12 @@
 use std::{
     net::{IpAddr, SocketAddr, TcpListener},
     sync::Arc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::Context;
 use prometheus_client::registry::Registry;
-use slotcast_engine::{recover::Recovered, shard::ShardConfig};
+use slotcast_engine::{id::Nanos, recover::Recovered, shard::ShardConfig};
 
 use crate::{
     data::{
@@ -206,8 +206,8 @@ impl DataServer {
     /// Has others lead what is led here, as far as they can and for a bounded time, and ends.
     pub fn end(self) -> anyhow::Result<()> {
         if let Some((board, patience)) = self.board.as_ref().filter(|(_, patience)| !patience.is_zero()) {
-            let began = Instant::now();
-            let ms = |began: Instant| began.elapsed().as_millis() as u64;
+            let began = clock::now();
+            let ms = |began: Nanos| clock::now().since(began) * 1000 / Nanos::SECOND;
             if board.end(*patience) {
                 tracing::info!(
                     ms = ms(began),
