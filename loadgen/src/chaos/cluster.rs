@@ -152,7 +152,7 @@ impl Cluster {
             part(process),
         ));
         let network = Network::inside();
-        // Each process has its place: the control plane, data nodes, sessions.
+        // Each process has its place, in the order of the seats: the control plane, data nodes, sessions, its etcd.
         let (data_place, session_place) = (shape.metas, shape.metas + shape.data + spare);
         let store_place = session_place + shape.sessions;
         let at = |place: usize, port| {
@@ -186,10 +186,6 @@ impl Cluster {
                 Ok(Seat { program, arguments, readiness: "/readyz", ports, http, process: None })
             };
         let mut seats = Vec::new();
-        if has_store {
-            let addr = at(store_place, STORE_PORT);
-            seats.push((Member::Store, store(addr, &folder.path().join("etcd"))));
-        }
         for number in 0..shape.metas {
             let port = at(number, META_PORT + NEXT * number as u16);
             let own = vec![format!("meta.listen=\"{port}\""), format!("meta.name=\"meta-{}\"", number + 1)];
@@ -217,6 +213,10 @@ impl Cluster {
             }
             seats.push((Member::Session(number), seat("session", number, vec![port], own)?));
             clients.push(port);
+        }
+        if has_store {
+            let addr = at(store_place, STORE_PORT);
+            seats.push((Member::Store, store(addr, &folder.path().join("etcd"))));
         }
         Ok(Self { seats, shape: *shape, limit: *limit, clients, network, _folders: [folder, data] })
     }
@@ -423,6 +423,8 @@ fn store(addr: SocketAddr, folder: &Path) -> Seat {
         &own,
         "--initial-cluster",
         &format!("default={own}"),
+        "--logger",
+        "zap",
         "--log-level",
         "fatal",
     ];

@@ -31,6 +31,8 @@ const FIRST_AT: u64 = 3 * SECOND;
 /// For how long whoever fails is away.
 const AWAY: u64 = 4 * SECOND;
 const STOPPED: u64 = 3 * SECOND;
+/// From when one process is back until the next ends: leaders have gone back to it by then, or clients have come.
+const REST: u64 = 2 * SECOND;
 
 /// Something to be done, one after the other.
 #[derive(Clone, Copy, Debug)]
@@ -48,6 +50,8 @@ enum Step {
     Ready(Member),
     /// Wait until every slot has its leader and replicas.
     Whole,
+    /// Wait until what that leads to has come to rest.
+    Rest,
 }
 
 /// What came of it.
@@ -99,7 +103,7 @@ pub fn run(spec: &ChaosSpec, load: &RunSpec, workload: &Workload, progress: &Pro
     until(&mut cluster, "whole", |cluster| Ok(cluster.is_whole()))?;
     let leader = cluster.busiest().unwrap_or(0);
     let mut steps = plan_steps(spec.scenario, spec.shape, leader)?;
-    let before = Promotions::read(&cluster);
+    let mut before = Promotions::read(&cluster);
     let (mut done, mut noted) = (Vec::new(), None);
     let disturbance = Disturbance { roams: spec.scenario == Scenario::Rolling, ..load.disturbance };
     let load = RunSpec { targets: cluster.clients.clone(), disturbance, ..load.clone() };
@@ -109,6 +113,14 @@ pub fn run(spec: &ChaosSpec, load: &RunSpec, workload: &Workload, progress: &Pro
                 break;
             }
             steps.pop_front();
+            if let Step::Kill(member) | Step::End(member) = step {
+                // Its next run counts from 0.
+                before.remove(&member.to_string());
+            }
+            if matches!(step, Step::Rest) {
+                steps.push_front(Step::Until(since + REST));
+                continue;
+            }
             let said = format!("{step:?}");
             if !matches!(step, Step::Until(_)) && noted.as_ref() != Some(&said) {
                 progress.say(&format!("{:>6} ms  {said}", since / MILLISECOND));
@@ -150,7 +162,9 @@ fn plan_steps(scenario: Scenario, shape: Shape, leader: usize) -> Result<VecDequ
         Scenario::Rolling => {
             let data = (0..shape.data).map(Member::Data);
             let all = data.chain((0..shape.sessions).map(Member::Session));
-            let turn = |it| [Step::End(it), Step::Ended(it), Step::Start(it), Step::Ready(it), Step::Whole];
+            let turn = |it| {
+                [Step::End(it), Step::Ended(it), Step::Start(it), Step::Ready(it), Step::Whole, Step::Rest]
+            };
             std::iter::once(first).chain(all.flat_map(turn)).collect()
         }
         Scenario::Random | Scenario::MoveSlot => {
@@ -163,6 +177,7 @@ fn plan_steps(scenario: Scenario, shape: Shape, leader: usize) -> Result<VecDequ
 fn take(step: Step, since: u64, cluster: &mut Cluster) -> Result<bool> {
     Ok(match step {
         Step::Until(at) => since >= at,
+        Step::Rest => true,
         Step::Kill(member) => {
             cluster.kill(member);
             true
@@ -218,7 +233,7 @@ impl Promotions {
                 metrics.sum(&format!("{}{suffix}", Self::METRIC), label).unwrap_or(0.0)
             };
             let within = sum("_bucket", "le=\"0.05\"");
-            Some((format!("{member:?}"), Counted { count: sum("_count", ""), sum: sum("_sum", ""), within }))
+            Some((member.to_string(), Counted { count: sum("_count", ""), sum: sum("_sum", ""), within }))
         });
         counted.collect()
     }
@@ -226,9 +241,7 @@ impl Promotions {
     fn between(before: BTreeMap<String, Counted>, after: BTreeMap<String, Counted>) -> Option<Self> {
         let mut all = Counted::default();
         for (node, after) in after {
-            // Whoever was started again counts from 0.
-            let before = before.get(&node).copied().filter(|before| before.count <= after.count);
-            let before = before.unwrap_or_default();
+            let before = before.get(&node).copied().unwrap_or_default();
             all.count += after.count - before.count;
             all.sum += after.sum - before.sum;
             all.within += after.within - before.within;
