@@ -483,62 +483,6 @@ fn a_leader_that_is_asked_to_end_hands_over_first_and_nobody_waits_for_its_lease
 }
 
 #[test]
-fn a_follower_that_reads_nothing_costs_its_leader_a_bounded_buffer_and_catches_up_by_whole_slots() {
-    const INSTANCES: usize = 60;
-    const BUFFER: usize = 1 << 20;
-    let buffer = format!("data.link_buffer_max={BUFFER}");
-    let settings = ["meta.node_lease=60s", "data.replica_lag_max=60s", &buffer];
-    let cluster = Cluster::start(2, 1, &settings);
-    cluster.until_in_sync();
-    cluster.until_ready();
-    let slow = "node-2";
-    let pages = |cluster: &Cluster, id: &str| {
-        let status = cluster.meta.server.desk.status().unwrap().status;
-        let node = status.nodes.iter().find(|node| node.id == id).unwrap().clone();
-        SocketAddr::new([127, 0, 0, 1].into(), node.http)
-    };
-    let leader = pages(&cluster, "node-1");
-    cluster.nodes[slow].signal(libc::SIGSTOP);
-    // Data ids that the other node leads take many times what the link may hold; the others wait for their leader.
-    let client = Client::connect(ClientConfig::new(cluster.session_addrs())).unwrap();
-    let ids: Vec<DataId> = (0..64).map(data_id).collect();
-    let mut payload = vec![b'x'; 31 * 1024];
-    let held: Vec<Registration> =
-        (0..INSTANCES).map(|n| client.publish(&ids[n], "large", "", &payload).unwrap()).collect();
-    let (begin, mut most, mut is_full) = (Instant::now(), 0.0, false);
-    while !is_full {
-        assert!(begin.elapsed() < PATIENCE, "{most} bytes wait, and the link still takes more");
-        payload[0] = payload[0].wrapping_add(1);
-        for (n, registration) in held.iter().enumerate() {
-            client.republish(*registration, &ids[n], "large", "", &payload).unwrap();
-        }
-        let decided = metric(leader, "data_writes", "");
-        while metric(leader, "data_writes", "") < decided + 5.0 {
-            assert!(begin.elapsed() < PATIENCE, "the leader takes nothing");
-        }
-        while client.next_update(Duration::ZERO).is_some() {}
-        is_full = metric(leader, "data_replica_links_full", "") == 1.0;
-        most = f64::max(most, metric(leader, "data_replica_waiting_bytes", ""));
-    }
-    // What comes now waits for the follower at a cursor.
-    let decided = metric(leader, "data_writes", "");
-    for (n, registration) in held.iter().enumerate() {
-        client.republish(*registration, &ids[n], "large", "", b"small").unwrap();
-    }
-    until_metric(leader, "data_writes", "", |now| now >= decided + 5.0);
-    most = f64::max(most, metric(leader, "data_replica_waiting_bytes", ""));
-    let bound = (2 * BUFFER + (1 << 20)) as f64;
-    assert!((BUFFER as f64..bound).contains(&most), "{most} bytes waited");
-    cluster.nodes[slow].signal(libc::SIGCONT);
-    until_metric(leader, "data_replica_fell_behind", "", |times| times > 0.0);
-    until_metric(pages(&cluster, slow), "data_replica_taken_copies", "", |copies| copies > 0.0);
-    cluster.until_in_sync();
-    until_metric(leader, "data_replica_lag_revisions", "", |lag| lag == 0.0);
-    drop(client);
-    cluster.stop();
-}
-
-#[test]
 fn a_session_without_a_control_plane_says_that_it_has_no_table() {
     let settings = [
         "meta.peers=[\"127.0.0.1:1\"]",
