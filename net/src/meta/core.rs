@@ -202,6 +202,8 @@ pub struct MetaCore {
     held_back: usize,
     /// Slots that wait for a member in sync.
     waiting: usize,
+    /// Until when nothing comes of looking at nodes that are away.
+    idle_until: Nanos,
     dirty: bool,
     round_at: Nanos,
     outputs: VecDeque<Output>,
@@ -232,6 +234,7 @@ impl MetaCore {
             first_node_at: None,
             held_back: 0,
             waiting: 0,
+            idle_until: Nanos(0),
             dirty: false,
             round_at: Nanos(0),
             outputs: VecDeque::new(),

@@ -116,10 +116,14 @@ impl Cluster {
         assert_eq!((found.leaders_changed, found.made_unclean, found.waiting), (changed, unclean, waiting));
     }
 
-    /// All followers on nodes that are there get in sync.
+    /// All followers on nodes that are there get in sync, where somebody leads.
     fn sync(&mut self) {
         let nodes = &self.nodes;
-        for member in self.slots.iter_mut().flat_map(|entry| entry.members_mut()) {
+        let is_led = |entry: &&mut SlotEntry| {
+            let leader = entry.leader().and_then(|leader| nodes.get(&leader));
+            leader.is_some_and(|node| node.presence == Presence::Alive)
+        };
+        for member in self.slots.iter_mut().filter(is_led).flat_map(|entry| entry.members_mut()) {
             let there = nodes.get(&member.node()).is_some_and(|node| node.presence == Presence::Alive);
             *member = member.with_in_sync(member.is_in_sync() || there);
         }
@@ -582,6 +586,8 @@ proptest! {
             cluster.suffer(incident);
             cluster.round();
         }
+        // Also while slots wait for who is away, or will never come back.
+        cluster.converge();
         cluster.end_well();
         cluster.assert_settled();
     }

@@ -18,6 +18,8 @@ use crate::{
 
 /// Time between two tables for each slot of the cluster (nanoseconds), if that is more than the time between any two.
 const PAUSE_PER_SLOT: u64 = 5_000;
+/// Time between two looks at nodes that have been away for long, while nothing comes of it.
+const IDLE: u64 = Nanos::SECOND;
 
 impl MetaCore {
     /// To be called at least every tenth of a second, after everything that has arrived was handled.
@@ -38,7 +40,8 @@ impl MetaCore {
             self.dirty = true;
         }
         let waited = |since: &Nanos| now.since(*since) >= self.config.replace_after;
-        self.dirty |= self.away.values().any(waited);
+        // One that is kept in the table for what nobody else has may be away for ever.
+        self.dirty |= now >= self.idle_until && self.away.values().any(waited);
         if self.phase == Phase::Warming && self.is_warm(now) {
             self.phase = Phase::Leading;
             self.dirty = true;
@@ -106,6 +109,7 @@ impl MetaCore {
         let same = next.slots == self.table.slots && next.nodes == self.table.nodes;
         // A store that was set back, or peers that know of a later table, need one above though nothing is new.
         if same && self.stored == self.table.epoch && self.told_epoch <= self.table.epoch {
+            self.idle_until = now.after(IDLE);
             return;
         }
         self.counters.leaders_changed += found.leaders_changed as u64;

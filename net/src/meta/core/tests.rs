@@ -59,6 +59,8 @@ struct World {
     next_peer: u64,
     closed: Vec<(ErrorCode, String)>,
     meta_is_gone: bool,
+    /// Leaders have persistent publishers, and tell of nobody in sync.
+    are_alone: bool,
 }
 
 fn config() -> MetaConfig {
@@ -89,6 +91,7 @@ impl World {
             next_peer: 0,
             closed: Vec::new(),
             meta_is_gone: false,
+            are_alone: false,
         }
     }
 
@@ -223,7 +226,7 @@ impl World {
                 assert!(follower.epochs.last().is_none_or(|last| table.epoch > *last), "{id} went back");
                 follower.epochs.push(table.epoch);
                 if follower.is_node {
-                    follower.link.set_slots(table.epoch, reports(&table, id));
+                    follower.link.set_slots(table.epoch, reports(&table, id, self.are_alone));
                 }
             }
         }
@@ -241,7 +244,7 @@ impl World {
     }
 }
 
-fn reports(table: &SlotTable, id: &str) -> Vec<SlotReport> {
+fn reports(table: &SlotTable, id: &str, is_alone: bool) -> Vec<SlotReport> {
     let number = table.number_of(id);
     let of = |(slot, entry): (usize, &SlotEntry)| {
         let at = entry.position(number?)?;
@@ -250,9 +253,9 @@ fn reports(table: &SlotTable, id: &str) -> Vec<SlotReport> {
             slot: slotcast_engine::id::SlotId(slot as u16),
             state: if at == 0 { HeldState::Accept } else { HeldState::Following },
             is_whole: false,
-            has_persistent: false,
+            has_persistent: is_alone && at == 0,
             leader_epoch: entry.leader_epoch,
-            in_sync: if at == 0 { others.collect() } else { Vec::new() },
+            in_sync: if at == 0 && !is_alone { others.collect() } else { Vec::new() },
         })
     };
     table.slots.iter().enumerate().filter_map(of).collect()
@@ -292,6 +295,47 @@ fn a_killed_node_is_succeeded_after_its_lease_and_replaced_later() {
     world.assert_settled();
     assert_eq!(world.core.status(world.now).nodes.len(), 3);
     assert!(world.core.counters().wholes_sent <= 5 && world.core.counters().deltas_sent > 5);
+}
+
+#[test]
+fn what_is_persistent_waits_for_a_node_that_has_it_all_however_long_it_is_away() {
+    let mut world = World::with_nodes(3);
+    world.are_alone = true;
+    let table = world.core.table().clone();
+    for (id, follower) in &mut world.followers {
+        follower.link.set_slots(table.epoch, reports(&table, id, true));
+    }
+    world.run(1000);
+    let table = world.core.table().clone();
+    assert!(
+        table.slots.iter().all(|entry| entry.has_persistent),
+        "the table says so before anything is acknowledged"
+    );
+    assert!(table.slots.iter().all(|entry| entry.members().iter().filter(|it| it.is_in_sync()).count() == 1));
+    let number = table.number_of("n1").unwrap();
+    let led: Vec<usize> = (0..64).filter(|slot| table.slots[*slot].leader() == Some(number)).collect();
+    world.kill("n1");
+    // For much longer than a lost node's copies are waited for.
+    world.run(60_000);
+    let status = world.core.status(world.now);
+    assert_eq!((status.slots_waiting, status.slots_with_absent_leader), (led.len(), led.len()));
+    assert_eq!((status.slots_unclean, status.slots_without_leader), (0, 0));
+    for slot in &led {
+        assert_eq!(world.core.table().slots[*slot], table.slots[*slot]);
+    }
+    // The control plane is replaced meanwhile; it is in the table.
+    world.replace_meta(2);
+    world.run(20_000);
+    assert_eq!(world.core.status(world.now).slots_waiting, led.len());
+    world.add("n1", 2);
+    world.run(1000);
+    let status = world.core.status(world.now);
+    assert_eq!((status.slots_waiting, status.slots_unclean, status.slots_with_absent_leader), (0, 0, 0));
+    for slot in led {
+        let (before, now) = (&table.slots[slot], &world.core.table().slots[slot]);
+        assert_eq!(now.leader(), Some(number));
+        assert!(now.leader_epoch > before.leader_epoch, "it leads on, in another epoch");
+    }
 }
 
 #[test]
@@ -508,7 +552,7 @@ fn a_leader_epoch_that_a_node_opened_itself_is_taken_over() {
     let mut world = World::with_nodes(3);
     let table = world.core.table().clone();
     let slot = table.slots.iter().position(|entry| entry.leader() == table.number_of("n0")).unwrap();
-    let mut told = reports(&table, "n0");
+    let mut told = reports(&table, "n0", false);
     for report in &mut told {
         if usize::from(report.slot.0) == slot {
             report.leader_epoch = 77;
@@ -538,7 +582,7 @@ fn a_follower_that_restarted_is_not_in_sync_by_what_was_said_before() {
     assert!(places.clone().count() > 30 && !places.clone().any(|member| member.is_in_sync()));
     // They look again, and it has caught up.
     for id in ["n0", "n2"] {
-        let told = reports(&table, id);
+        let told = reports(&table, id, false);
         world.followers.get_mut(id).unwrap().link.set_slots(table.epoch, told);
     }
     world.run(500);
