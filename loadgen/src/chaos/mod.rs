@@ -119,6 +119,8 @@ pub struct Outcome {
     pub operations: u64,
     /// Writes acknowledged.
     pub acknowledged: u64,
+    /// Of these, the ones of persistent registrations, which are durable.
+    pub durable: u64,
     /// Diffs and snapshots received.
     pub diffs: u64,
     /// Lists judged.

@@ -7,7 +7,7 @@ use std::{
 };
 
 use slotcast_engine::{
-    batch::ChangeKind,
+    batch::{ChangeKind, Durability},
     error::Refusal,
     id::{ClientId, DataId, DatumKey, Nanos, RegisterId},
     record::RecordError,
@@ -40,7 +40,7 @@ struct List {
 }
 
 /// An entry of a write: the step that it is, and whose.
-type Written = (Taken, (DatumKey, RegisterId));
+type Written = (Taken, (DatumKey, RegisterId), Durability);
 
 /// What all participants tell.
 #[derive(Default)]
@@ -55,6 +55,8 @@ pub struct Notes {
     pub diffs: u64,
     /// Writes acknowledged.
     pub acknowledged: u64,
+    /// Of these, the ones of persistent registrations.
+    pub durable: u64,
     /// The longest wait for one of these since it was set to 0, in nanoseconds.
     pub longest_write: u64,
     /// Lists begun.
@@ -140,6 +142,21 @@ impl Participant {
     pub fn remove(&mut self, which: usize) {
         let (registration, _) = self.registered.swap_remove(which);
         self.state.unpublish(registration);
+    }
+
+    /// Stores a persistent registration, or changes it.
+    pub fn keep(
+        &mut self,
+        id: &DataId,
+        (register, version): (RegisterId, u64),
+        payload: &[u8],
+    ) -> Result<(), RecordError> {
+        self.state.publish_persistent(id, (register, version), "kept", "zone", payload).map(|_| ())
+    }
+
+    /// Removes a persistent registration, if it is there.
+    pub fn remove_kept(&mut self, id: &DataId, (register, version): (RegisterId, u64)) {
+        self.state.remove_persistent(id, register, version);
     }
 
     /// Subscribes, or leaves if it has.
@@ -275,7 +292,11 @@ impl Participant {
                 _ => continue,
             };
             let key = (entry.change.datum, entry.change.register);
-            written.push((notes.truth.sent(now, self.number, key, content), key));
+            let taken = match entry.change.durability {
+                Durability::Ephemeral => notes.truth.sent(now, self.number, key, content),
+                Durability::Persistent => notes.truth.kept(now, self.number, key, content),
+            };
+            written.push((taken, key, entry.change.durability));
             notes.story.note(now, Some(self.number), Event::Sent(key.0, key.1, content));
         }
         self.writes.push_back((sequence, now, written));
@@ -308,11 +329,12 @@ impl Participant {
                 let Some(at) = self.writes.iter().position(|(sent, ..)| *sent == sequence) else { return };
                 let Some((_, sent_at, written)) = self.writes.remove(at) else { return };
                 notes.longest_write = notes.longest_write.max(now - sent_at);
-                for ((taken, key), outcome) in written.into_iter().zip(outcomes.iter()) {
+                for ((taken, key, durability), outcome) in written.into_iter().zip(outcomes.iter()) {
                     let told = outcome.map(|revision| revision.0);
                     if let Ok(revision) = told {
                         notes.truth.acknowledged(now, taken, revision);
                         notes.acknowledged += 1;
+                        notes.durable += u64::from(durability == Durability::Persistent);
                     }
                     let told = told.map_err(|refusal| refusal.to_string());
                     notes.story.note(now, Some(self.number), Event::Acknowledged(key.0, key.1, told));
@@ -394,6 +416,11 @@ impl Participant {
 fn is_to_be_expected(refusal: Refusal) -> bool {
     matches!(
         refusal,
-        Refusal::Overloaded | Refusal::NotOwner | Refusal::UnknownRegistration | Refusal::Superseded
+        Refusal::Overloaded
+            | Refusal::NotOwner
+            | Refusal::UnknownRegistration
+            | Refusal::Superseded
+            // Where a slot has a gap until its snapshot is there.
+            | Refusal::StorageFailed
     )
 }

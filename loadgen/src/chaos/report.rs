@@ -76,6 +76,7 @@ impl Outcome {
                 listed(self.by_fault().iter().map(|(fault, count)| format!("{count} {fault}")).collect()),
             ),
             ("operations / acknowledged writes", format!("{} / {}", self.operations, self.acknowledged)),
+            ("of these, of persistent registrations", self.durable.to_string()),
             ("diffs received / lists judged / with something lingering", {
                 format!("{} / {} / {}", self.diffs, self.judged, self.lingering)
             }),
@@ -127,6 +128,7 @@ impl Outcome {
             "faults": self.by_fault(),
             "operations": self.operations,
             "acknowledged": self.acknowledged,
+            "durable": self.durable,
             "diffs": self.diffs,
             "judged": self.judged,
             "lingering": self.lingering,

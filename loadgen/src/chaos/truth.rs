@@ -30,6 +30,8 @@ struct Step {
 
 struct History {
     client: u32,
+    /// It stays until somebody asks for its removal, and what was acknowledged of it is never lost.
+    is_kept: bool,
     steps: Vec<Step>,
 }
 
@@ -134,8 +136,30 @@ impl Truth {
         (datum, register): (DatumKey, RegisterId),
         content: Content,
     ) -> Taken {
+        self.step((at, content), (datum, register), client, false)
+    }
+
+    /// The same for a persistent registration.
+    pub fn kept(
+        &mut self,
+        at: u64,
+        client: u32,
+        (datum, register): (DatumKey, RegisterId),
+        content: Content,
+    ) -> Taken {
+        self.step((at, content), (datum, register), client, true)
+    }
+
+    fn step(
+        &mut self,
+        (at, content): (u64, Content),
+        (datum, register): (DatumKey, RegisterId),
+        client: u32,
+        is_kept: bool,
+    ) -> Taken {
         let history = self.histories.entry((datum, register)).or_insert_with(|| History {
             client,
+            is_kept,
             // Before the first step there is nothing, and that counts as told.
             steps: vec![Step { at: 0, content: None, acknowledged: Some((0, 0)) }],
         });
@@ -162,16 +186,18 @@ impl Truth {
 
     /// A client is gone, or taken for gone: all that it has registered may go.
     pub fn may_go(&mut self, at: u64, client: u32) {
-        let held = self.histories.values_mut().filter(|history| history.client == client);
+        let held = self.histories.values_mut().filter(|history| history.client == client && !history.is_kept);
         for history in held.filter(|history| history.last().is_some()) {
             self.sent += 1;
             history.steps.push(Step { at, content: None, acknowledged: None });
         }
     }
 
-    /// What was acknowledged to these clients since `from` may be lost after all: data node and session died together.
+    /// What was acknowledged to these clients since `from` may be lost after all: data node and session died together. What is
+    /// persistent may not.
     pub fn may_be_lost(&mut self, from: u64, is_concerned: impl Fn(u32) -> bool) {
-        for history in self.histories.values_mut().filter(|history| is_concerned(history.client)) {
+        let is_concerned = |history: &&mut History| !history.is_kept && is_concerned(history.client);
+        for history in self.histories.values_mut().filter(is_concerned) {
             for step in history.steps.iter_mut().skip(1) {
                 step.acknowledged = step.acknowledged.filter(|(_, at)| *at < from);
             }
@@ -372,6 +398,22 @@ mod tests {
         let found = truth.judge(|_| true);
         assert_eq!(found.iter().map(|it| (it.at, it.wrong)).collect::<Vec<_>>(), [(33, Wrong::Resurrected)]);
         assert_eq!(truth.lingering, 2);
+    }
+
+    #[test]
+    fn what_is_persistent_stays_whoever_goes_and_whatever_crashes() {
+        let mut truth = Truth::default();
+        let put = truth.kept(10, 1, (DATUM, RegisterId(1)), Some(0xa));
+        truth.acknowledged(21, put, 100);
+        truth.may_be_lost(15, |_| true);
+        truth.may_go(30, 1);
+        assert_eq!(
+            faults(&mut truth, &[seen(40, 200, &[(1, 0xa)]), seen(40, 200, &[])]),
+            [None, Some(Wrong::Partial)]
+        );
+        assert_eq!(truth.settled(DATUM), [(RegisterId(1), 0xa)]);
+        truth.kept(50, 1, (DATUM, RegisterId(1)), None);
+        assert_eq!(faults(&mut truth, &[seen(60, 201, &[(1, 0xa)]), seen(60, 201, &[])]), [None, None]);
     }
 
     #[test]

@@ -3,7 +3,8 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::{Context, Result, bail};
-use slotcast_engine::id::{DataId, DatumKey};
+use slotcast_engine::id::{DataId, DatumKey, RegisterId};
+use slotcast_net::data::storage::StorageKind;
 
 use crate::{
     chaos::{
@@ -22,6 +23,12 @@ use crate::{
 
 /// Clients that register in every data id and are never touched.
 const CANARIES: usize = 2;
+/// The client behind the canaries, which keeps persistent registrations where there is a disk, and neither drops nor leaves.
+const KEEPER: usize = CANARIES;
+/// Persistent registrations of each data id.
+const KEPT: u64 = 3;
+/// So many of a thousand operations are of persistent registrations.
+const KEEPS: usize = 150;
 /// The lease of a session at the data node.
 const LEASE: u64 = 4 * SECOND;
 /// A client that has been without a session for this long may have been removed with its session's lease.
@@ -63,6 +70,8 @@ pub(super) struct World {
     is_measured: bool,
     /// Nobody drops and nobody leaves.
     is_steady: bool,
+    /// There are persistent registrations.
+    is_keeping: bool,
     /// While a process is away, and until its next run has waited for everybody: from and to.
     unsure: Vec<(u64, u64)>,
 }
@@ -140,10 +149,11 @@ impl World {
             subscriptions,
             is_measured: spec.scenario == Scenario::KillLeader,
             is_steady: spec.scenario == Scenario::MoveSlot,
+            is_keeping: spec.storage != StorageKind::None && spec.shape.metas == 0,
             unsure: vec![(0, u64::MAX)],
             services,
         };
-        for number in 0..(spec.clients as usize).max(CANARIES + 1) {
+        for number in 0..(spec.clients as usize).max(CANARIES + 2) {
             let seed = world.seed();
             let mut participant = Participant::new(number as u32, &world.cluster.clients, seed);
             let order = world.random.permutation(world.services.len());
@@ -178,6 +188,7 @@ impl World {
     /// What was done in all.
     pub(super) fn close(&self, outcome: &mut Outcome) {
         outcome.operations = self.operations;
+        outcome.durable = self.notes.durable;
         (outcome.acknowledged, outcome.diffs) = (self.notes.acknowledged, self.notes.diffs);
         (outcome.judged, outcome.lingering) = (self.notes.truth.judged, self.notes.truth.lingering);
         outcome.seconds = self.now() as f64 / SECOND as f64;
@@ -251,7 +262,11 @@ impl World {
 
     /// A random operation of a random client.
     fn operate(&mut self, now: u64) -> Result<()> {
-        let which = CANARIES + self.random.below(self.participants.len() - CANARIES);
+        if self.is_keeping && self.random.below(1000) < KEEPS {
+            return self.keep();
+        }
+        let steady = CANARIES + usize::from(self.is_keeping);
+        let which = steady + self.random.below(self.participants.len() - steady);
         let service = self.services[self.random.below(self.services.len())].clone();
         self.payloads += 1;
         let payload = format!("payload {}", self.payloads);
@@ -270,6 +285,23 @@ impl World {
             }
             990..995 => participant.leave(now, seed, &mut self.notes),
             _ => return Ok(()),
+        }
+        self.operations += 1;
+        Ok(())
+    }
+
+    /// A random operation on a persistent registration.
+    fn keep(&mut self) -> Result<()> {
+        let service = &self.services[self.random.below(self.services.len())];
+        let register = RegisterId(u64::MAX - self.random.below(KEPT as usize) as u64);
+        // Larger than those of an earlier run, whose registrations may still be there.
+        self.payloads += 1;
+        let version = (register, self.begun + self.payloads);
+        let keeper = &mut self.participants[KEEPER];
+        if self.random.below(4) == 0 {
+            keeper.remove_kept(service, version);
+        } else {
+            keeper.keep(service, version, format!("payload {}", self.payloads).as_bytes())?;
         }
         self.operations += 1;
         Ok(())

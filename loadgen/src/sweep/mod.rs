@@ -146,15 +146,32 @@ pub fn run_child(arguments: &[String], settings: &[String], files: &Path) -> Res
     let mut command = Command::new(std::env::current_exe()?);
     command.arg("run").args(arguments);
     settings.iter().for_each(|setting| _ = command.args(["--set", setting]));
+    let directory = own_directory(arguments.iter().chain(settings), files);
+    if let Some(directory) = &directory {
+        fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
+        command.arg("--set").arg(format!("data.data_dir={:?}", directory.display().to_string()));
+    }
     command.arg("--json").arg(&json);
     let out = File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
     command.stdin(Stdio::null()).stdout(out.try_clone()?).stderr(out);
     let status = command.status().context("starting a run")?;
+    if let Some(directory) = &directory {
+        fs::remove_dir_all(directory).with_context(|| format!("cannot remove {}", directory.display()))?;
+    }
     // A run that is not good ends with an error and has its results all the same.
     let Ok(text) = fs::read(&json) else {
         bail!("the run ended with {status} and without results; {} says why", log.display());
     };
     finding(&serde_json::from_slice(&text)?)
+}
+
+/// A data directory for one run below the one that all runs are given, if they are given one: a run would find what the run
+/// before it has left.
+fn own_directory<'a>(arguments: impl Iterator<Item = &'a String>, files: &Path) -> Option<PathBuf> {
+    let given = arguments.filter_map(|argument| {
+        argument.strip_prefix("--set=").unwrap_or(argument).strip_prefix("data.data_dir=")
+    });
+    Some(Path::new(given.last()?.trim_matches('"')).join(files.file_name()?))
 }
 
 fn finding(json: &serde_json::Value) -> Result<Finding> {
@@ -204,6 +221,22 @@ mod tests {
 
     fn made_up(p999_ms: f64) -> Finding {
         Finding { verdict: "ok".into(), p50_ms: 1.0, p999_ms, pushes_per_min: 1.0, cpu_s: 1.0 }
+    }
+
+    #[test]
+    fn each_run_has_a_data_directory_of_its_own() {
+        let files = Path::new("sweep/point-001-run-2");
+        let own = |arguments: &[&str]| {
+            let arguments: Vec<String> = arguments.iter().map(|argument| argument.to_string()).collect();
+            own_directory(arguments.iter(), files)
+        };
+        assert_eq!(own(&["--clients", "5", "--set", "data.storage=none"]), None);
+        let expected = Some(PathBuf::from("/data/point-001-run-2"));
+        assert_eq!(own(&["--set", "data.data_dir=/data"]), expected);
+        assert_eq!(
+            own(&["--set=data.data_dir=\"/elsewhere\"", "--set", "data.data_dir=\"/data\""]),
+            expected
+        );
     }
 
     #[test]
