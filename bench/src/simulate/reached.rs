@@ -1,7 +1,7 @@
 //! What runs have reached: a seed that reaches nothing shows nothing.
 
 /// Reached in few seeds, or in none while all is well.
-pub const RARE: [&str; 7] = [
+pub const RARE: [&str; 9] = [
     "gaps",
     "older_diffs",
     "repaired_removals",
@@ -9,6 +9,8 @@ pub const RARE: [&str; 7] = [
     "stale_replays",
     "stale_contents",
     "unheard_moves",
+    "not_durable_yet",
+    "unclean_slots",
 ];
 
 /// Only there with a control plane.
