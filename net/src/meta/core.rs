@@ -14,7 +14,7 @@
 //! - A node that knows a newer table than this one is asked for it. So a store that was set back, or lost, is healed.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     net::SocketAddr,
     rc::Rc,
     sync::Arc,
@@ -32,7 +32,7 @@ use crate::{
         ErrorCode, FrameError,
         header::PROTOCOL,
         meta::{HeldState, MetaMessage, MetaPeer, REPORTS_MAX, SlotReport},
-        slot_table::{Member, NodeNumber, SlotTable, TABLE_EPOCH_LIMIT},
+        slot_table::{NodeNumber, SlotTable, TABLE_EPOCH_LIMIT},
     },
 };
 
@@ -601,13 +601,14 @@ impl MetaCore {
     fn replace_table(&mut self, table: Arc<SlotTable>, now: Nanos) {
         self.note_joining(&table, now);
         // A node in another run has lost what it had: no report from before says anything about it.
-        let is_other_run = |member: &Member| {
-            let run = |table: &SlotTable| table.nodes.get(&member.node()).map(|node| node.incarnation);
-            run(&self.table).is_some_and(|before| run(&table) != Some(before))
-        };
+        let runs = |number: &NodeNumber| table.nodes.get(number).map(|node| node.incarnation);
+        let before = self.table.nodes.iter();
+        let others = before.filter(|(number, node)| runs(number) != Some(node.incarnation));
+        let others: BTreeSet<NodeNumber> = others.map(|(number, _)| *number).collect();
         let slots = self.table.slots.iter().zip(&table.slots).enumerate();
         for (slot, (old, new)) in slots {
-            if old != new || new.members().iter().any(is_other_run) {
+            let has_other = || new.members().iter().any(|member| others.contains(&member.node()));
+            if old != new || !others.is_empty() && has_other() {
                 self.changed[slot] = table.epoch;
             }
         }
