@@ -82,7 +82,7 @@ pub fn blocks(bytes: &mut [u8]) {
     });
 }
 
-/// Frames of the wire one behind the other: what writes and diffs hold.
+/// Frames of the wire one behind the other: what writes, diffs, batches and parts of slots hold.
 pub fn wire(bytes: &mut [u8]) {
     walk(bytes, 0, WIRE_HEADER_BYTES, |frame| {
         let (kind, flags) = (frame[4], frame[5]);
@@ -93,6 +93,14 @@ pub fn wire(bytes: &mut [u8]) {
                 entries(&mut body[16..end]);
             }
             9 => diff(flags, body),
+            // A batch for a follower, and a part of a slot.
+            35 if body.len() >= 16 => batch(&mut body[16..]),
+            36 if body.len() >= 16 => {
+                let lineage = usize::from(body[12]) | usize::from(body[13]) << 8;
+                let from = (16 + (lineage * 8).next_multiple_of(16)).min(body.len());
+                let end = from.saturating_add(u32_at(body, 8) as usize).min(body.len());
+                entries(&mut body[from..end]);
+            }
             _ => {}
         }
         seal(frame, 8, WIRE_HEADER_BYTES);

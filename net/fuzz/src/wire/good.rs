@@ -17,6 +17,10 @@ use slotcast_net::wire::{
 /// Slots of the clusters here.
 pub(super) const SLOTS: u32 = 8;
 
+/// Who says nothing wrong beside the peer that says anything: nobody else gets at this number by chance, or would take its place
+/// by right.
+pub(super) const BYSTANDER: u64 = 0x6d5a_0b1f_93c4_e287;
+
 /// A data id of this number.
 pub(super) fn service(number: u64) -> DataId {
     DataId::new("public", "default", &format!("service-{number}")).expect("a valid name")
@@ -137,6 +141,17 @@ pub(super) fn from_session() -> Vec<Vec<u8>> {
     vec![link(0, 0), link(3, 5)]
 }
 
+/// A session's writes to slots, behind its hello.
+pub(super) fn writes_to(is_meant: impl Fn(SlotId) -> bool) -> Vec<u8> {
+    let ids: Vec<DataId> = (0..8).map(service).filter(|id| is_meant(id.key().slot(SLOTS))).collect();
+    let mut entry_bytes = Vec::new();
+    for (number, id) in (1..).zip(&ids) {
+        entry_bytes.extend(entries(id, 7, BYSTANDER, number, number % 2 == 0));
+    }
+    assert!(!ids.is_empty());
+    written(&[Message::Write { sequence: 1, entries: &entry_bytes }])
+}
+
 /// A diff frame of a data id with these registrations.
 fn diff_frame(out: &mut Vec<u8>, number: u64, span: (u64, u64), removes: &[RegisterId], owned: bool) {
     let id = service(number);
@@ -202,6 +217,8 @@ pub(super) fn streams() -> Vec<Vec<u8>> {
     let error = Message::Error { code: ErrorCode::Draining as u16, retry_after_ms: 40, text };
     let mut all = from_session();
     all.extend([from_client(), from_node(), from_session_to_client()].concat());
+    all.extend([super::replica::from_follower(), super::replica::from_leader()].concat());
+    all.extend(super::control::from_peers());
     all.push(written(&[error, Message::Goodbye]));
     all
 }

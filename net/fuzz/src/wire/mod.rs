@@ -9,26 +9,39 @@ pub mod repair;
 
 mod config;
 
+mod control;
+
 mod good;
+
+mod replica;
 
 mod roles;
 
-use slotcast_net::wire::{Decoder, Frame, FrameError, Message, header::FRAME_BYTES_MAX};
+use slotcast_net::wire::{
+    Decoder, Frame, FrameError, Kind, Message, header::FRAME_BYTES_MAX, meta::MetaMessage,
+    replica::ReplicaMessage,
+};
 
 pub use config::settings_are_taken_or_refused;
+pub use control::{a_table_is_read_or_refused, the_control_plane_survives_its_peers};
 pub use mutate::{Outcome, Target};
+pub use replica::{a_follower_survives_its_leader, a_leader_survives_its_followers};
 pub use roles::{
     a_client_survives_its_session, a_node_survives_its_links, a_session_survives_its_clients,
     a_session_survives_its_node,
 };
 
 /// Every target of this crate.
-pub const TARGETS: [Target; 6] = [
+pub const TARGETS: [Target; 10] = [
     Target { name: "frames", run: frames, seeds: good::streams },
     Target { name: "node", run: a_node_survives_its_links, seeds: good::from_session },
     Target { name: "session_client", run: a_session_survives_its_clients, seeds: good::from_client },
     Target { name: "session_link", run: a_session_survives_its_node, seeds: good::from_node },
     Target { name: "client", run: a_client_survives_its_session, seeds: good::from_session_to_client },
+    Target { name: "replica_leader", run: a_leader_survives_its_followers, seeds: replica::from_follower },
+    Target { name: "replica_follower", run: a_follower_survives_its_leader, seeds: replica::from_leader },
+    Target { name: "control", run: the_control_plane_survives_its_peers, seeds: control::from_peers },
+    Target { name: "table", run: a_table_is_read_or_refused, seeds: control::tables },
     Target { name: "config", run: settings_are_taken_or_refused, seeds: good::settings },
 ];
 
@@ -49,20 +62,38 @@ fn read_stream(bytes: &[u8]) -> bool {
     let mut good = !frames.is_empty() && fault.is_none() && held == 0;
     for bytes in &frames {
         let frame = Frame::read(bytes, FRAME_BYTES_MAX).ok().flatten().expect("it was just handed out");
-        let Ok(message) = Message::read(frame) else {
+        let Some((message, written)) = read_message(frame) else {
             good = false;
             continue;
         };
-        if matches!(message, Message::Diff(_)) {
-            continue;
+        if !written.is_empty() {
+            let again = Frame::read(&written, FRAME_BYTES_MAX).ok().flatten().expect("it was just written");
+            let (again, _) = read_message(again).expect("it was just written");
+            assert_eq!(again, message);
         }
-        let mut written = Vec::new();
-        message.write(&mut written);
-        let again = Frame::read(&written, FRAME_BYTES_MAX).ok().flatten().expect("it was just written");
-        let again = Message::read(again).expect("it was just written");
-        assert_eq!(format!("{again:?}"), format!("{message:?}"));
     }
     good
+}
+
+/// A message as text, and as it is written; diffs are not written again.
+fn read_message(frame: Frame<'_>) -> Option<(String, Vec<u8>)> {
+    let mut written = Vec::new();
+    let text = if frame.kind.is_of_replicas() {
+        let message = ReplicaMessage::read(frame).ok()?;
+        message.write(&mut written);
+        format!("{message:?}")
+    } else if frame.kind as u8 >= Kind::MetaHello as u8 {
+        let message = MetaMessage::read(frame).ok()?;
+        message.write(&mut written);
+        format!("{message:?}")
+    } else {
+        let message = Message::read(frame).ok()?;
+        if !matches!(message, Message::Diff(_)) {
+            message.write(&mut written);
+        }
+        format!("{message:?}")
+    };
+    Some((text, written))
 }
 
 /// The frames of a stream that comes in pieces of `cut` bytes, what ended it, and what is held of an unfinished one.

@@ -23,27 +23,31 @@ use slotcast_net::{
         role::Role,
     },
     session::{Session, SessionConfig, config::Routes, metrics::SessionMetrics},
-    wire::{Frame, Message, header::FRAME_BYTES_MAX},
+    wire::{Frame, Kind, Message, header::FRAME_BYTES_MAX, meta::MetaMessage, replica::ReplicaMessage},
 };
 
 use super::{
-    good::{SLOTS, goods, service},
+    good::{BYSTANDER, SLOTS, goods, service},
     repair,
 };
 
 /// Who a role is connected to here, by the index of the connection.
 const PEERS: usize = 4;
+/// Whom a role dials: at this port, and at any other.
+const FIRST_PORT: u16 = 1;
+pub(super) const FIRST: usize = 0;
+pub(super) const OTHER: usize = 3;
 const STEP: u64 = Nanos::SECOND / 20;
 
 /// What a role has sent to each peer, and whom it has closed.
 #[derive(Default)]
-struct Wires {
+pub(super) struct Wires {
     sent: [Vec<u8>; PEERS],
-    closed: [bool; PEERS],
+    pub(super) closed: [bool; PEERS],
     /// Connections made to each so far.
     generation: [u64; PEERS],
-    /// The role has asked for a connection to the first.
-    dialed: bool,
+    /// The role has asked for a connection.
+    dialed: [bool; PEERS],
 }
 
 impl Wires {
@@ -57,10 +61,11 @@ impl Sockets for Wires {
         Ok(addr)
     }
 
-    fn connect(&mut self, _: SocketAddr, _: Option<IpAddr>) -> io::Result<ConnId> {
-        self.generation[0] += 1;
-        (self.closed[0], self.dialed) = (false, true);
-        Ok(self.conn(0))
+    fn connect(&mut self, addr: SocketAddr, _: Option<IpAddr>) -> io::Result<ConnId> {
+        let peer = if addr.port() == FIRST_PORT { FIRST } else { OTHER };
+        self.generation[peer] += 1;
+        (self.closed[peer], self.dialed[peer]) = (false, true);
+        Ok(self.conn(peer))
     }
 
     fn send(&mut self, conn: ConnId, parts: &[&[u8]]) -> SendOutcome {
@@ -93,20 +98,20 @@ impl Sockets for Wires {
 }
 
 /// A role and its wires.
-struct Stage<R> {
+pub(super) struct Stage<R> {
     role: R,
-    wires: Wires,
+    pub(super) wires: Wires,
     now: Nanos,
     /// The last error that it told anybody.
     error: String,
 }
 
 impl<R: Role> Stage<R> {
-    fn new(role: R) -> Self {
+    pub(super) fn new(role: R) -> Self {
         Self { role, wires: Wires::default(), now: Nanos(Nanos::SECOND), error: String::new() }
     }
 
-    fn accept(&mut self, peer: usize) {
+    pub(super) fn accept(&mut self, peer: usize) {
         self.wires.generation[peer] += 1;
         self.wires.closed[peer] = false;
         self.role.handle(Event::Accepted { conn: self.wires.conn(peer), listener: 0 }, self.now);
@@ -120,23 +125,28 @@ impl<R: Role> Stage<R> {
         }
     }
 
-    /// The connection that the role has asked for stands. Returns whether it had asked.
+    /// The first connection that the role has asked for stands. Returns whether it had asked.
     fn connected(&mut self) -> bool {
-        let dialed = std::mem::take(&mut self.wires.dialed);
+        self.connected_to(FIRST)
+    }
+
+    /// Likewise of any.
+    pub(super) fn connected_to(&mut self, peer: usize) -> bool {
+        let dialed = std::mem::take(&mut self.wires.dialed[peer]);
         if dialed {
-            self.role.handle(Event::Connected { conn: self.wires.conn(0) }, self.now);
+            self.role.handle(Event::Connected { conn: self.wires.conn(peer) }, self.now);
         }
         dialed
     }
 
-    fn hear(&mut self, peer: usize, bytes: &[u8]) {
+    pub(super) fn hear(&mut self, peer: usize, bytes: &[u8]) {
         if !self.wires.closed[peer] && !bytes.is_empty() {
             self.role.handle(Event::Received { conn: self.wires.conn(peer), bytes }, self.now);
         }
     }
 
     /// A turn, and time goes on. Returns what was said to each peer; every frame of it can be read.
-    fn turn(&mut self) -> [Vec<u8>; PEERS] {
+    pub(super) fn turn(&mut self) -> [Vec<u8>; PEERS] {
         for _ in 0..16 {
             if !self.role.turn(self.now, &mut self.wires) {
                 break;
@@ -155,7 +165,11 @@ impl<R: Role> Stage<R> {
             let mut rest = &said[..];
             while !rest.is_empty() {
                 let frame = Frame::read(rest, FRAME_BYTES_MAX).expect("a good frame").expect("a whole frame");
-                if let Message::Error { text, .. } = Message::read(frame).expect("a good message") {
+                if frame.kind.is_of_replicas() {
+                    ReplicaMessage::read(frame).expect("a good message");
+                } else if frame.kind as u8 >= Kind::MetaHello as u8 {
+                    MetaMessage::read(frame).expect("a good message");
+                } else if let Message::Error { text, .. } = Message::read(frame).expect("a good message") {
                     self.error = text.into();
                 }
                 rest = &rest[frame.bytes.len()..];
@@ -166,14 +180,14 @@ impl<R: Role> Stage<R> {
 }
 
 /// Pieces of a stream: a turn of the role comes behind each.
-fn pieces(bytes: &[u8]) -> Vec<Vec<u8>> {
+pub(super) fn pieces(bytes: &[u8]) -> Vec<Vec<u8>> {
     let mut repaired = bytes.to_vec();
     repair::wire(&mut repaired);
     repaired.chunks(1000).map(<[u8]>::to_vec).collect()
 }
 
-fn node() -> Stage<Node> {
-    let shard = ShardConfig {
+pub(super) fn shard() -> ShardConfig {
+    ShardConfig {
         slot_count: SLOTS,
         slots: 0..=(SLOTS - 1) as u16,
         shard: 0,
@@ -185,9 +199,12 @@ fn node() -> Stage<Node> {
         change_log: ChangeLogLimits::default(),
         validate: true,
         compaction_budget: 4096,
-    };
+    }
+}
+
+fn node() -> Stage<Node> {
     let metrics = DataMetrics::new(&mut Registry::default(), 0);
-    Stage::new(Node::new(shard, NodeLimits::default(), 0x7e57, metrics))
+    Stage::new(Node::new(shard(), NodeLimits::default(), 0x7e57, metrics))
 }
 
 fn session() -> Stage<Session> {
@@ -211,7 +228,7 @@ fn session() -> Stage<Session> {
 pub fn a_node_survives_its_links(bytes: &[u8]) -> bool {
     let mut node = node();
     [1, 2].into_iter().for_each(|peer| node.accept(peer));
-    node.hear(2, &goods().link_hello_of(SessionId(9)));
+    node.hear(2, &goods().link_hello_of(SessionId(BYSTANDER)));
     let mut answered = 0;
     for piece in pieces(bytes) {
         node.hear(1, &piece);
@@ -230,7 +247,7 @@ pub fn a_node_survives_its_links(bytes: &[u8]) -> bool {
 pub fn a_session_survives_its_clients(bytes: &[u8]) -> bool {
     let (mut session, mut node) = (session(), node());
     [1, 2].into_iter().for_each(|peer| session.accept(peer));
-    session.hear(2, &goods().hello_of(ClientId(9)));
+    session.hear(2, &goods().hello_of(ClientId(BYSTANDER)));
     let mut answered = 0;
     let mut pieces = pieces(bytes);
     pieces.insert(0, Vec::new());
