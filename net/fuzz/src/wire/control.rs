@@ -44,17 +44,18 @@ fn stream(peer: MetaPeer, offers: bool) -> Vec<u8> {
         slot: SlotId(slot),
         state: if slot % 2 == 0 { HeldState::Accept } else { HeldState::Following },
         is_whole: true,
+        has_persistent: slot == 1,
         leader_epoch: 2,
         in_sync: if slot % 2 == 0 { vec![NodeNumber(2)] } else { Vec::new() },
     };
     for sequence in 1..4 {
         let message = match peer {
-            MetaPeer::Session => MetaMessage::Watch { sequence, table_epoch },
+            MetaPeer::Session | MetaPeer::Serving(_) => MetaMessage::Watch { sequence, table_epoch },
             MetaPeer::Data(_) => MetaMessage::Heartbeat {
                 sequence,
                 table_epoch,
                 load: NodeLoad { publishers: 5, bytes: 7, cpu_permille: 11 },
-                draining: sequence == 3,
+                ending: sequence == 3,
                 report: 1 + sequence / 2,
                 reported_epoch: table_epoch,
                 slots: (sequence != 2).then(|| (0..SLOTS as u16).map(report).collect()),
