@@ -1,6 +1,11 @@
 //! Measures Slotcast and prints what a person reads; `--json` keeps what a program reads.
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
 
 use anyhow::Context;
 use bench::{
@@ -26,7 +31,11 @@ use bench::{
 use clap::{Parser, Subcommand};
 use comfy_table::{CellAlignment, Table, presets};
 use indicatif::{ProgressBar, ProgressStyle};
-use slotcast_net::{allocator::Allocator, config::Config};
+use slotcast_net::{
+    allocator::Allocator,
+    config::Config,
+    output::{self, print, say},
+};
 
 #[global_allocator]
 static ALLOCATOR: Allocator = Allocator;
@@ -272,8 +281,31 @@ enum What {
     },
 }
 
-fn main() -> anyhow::Result<()> {
-    match Args::parse().what {
+impl What {
+    /// The files that figures go to.
+    fn files(&self) -> impl Iterator<Item = &Path> {
+        let (json, chart) = match self {
+            What::Capacity { json, chart, .. } => (json.as_deref(), chart.as_deref()),
+            What::Micro { json, .. }
+            | What::Peers { json, .. }
+            | What::Idle { json, .. }
+            | What::Meta { json, .. }
+            | What::Restart { json, .. }
+            | What::Simulate { json, .. } => (json.as_deref(), None),
+            _ => (None, None),
+        };
+        json.into_iter().chain(chart)
+    }
+}
+
+fn main() -> ExitCode {
+    output::end(run().map(|()| ExitCode::SUCCESS))
+}
+
+fn run() -> anyhow::Result<()> {
+    let what = output::arguments::<Args>().what;
+    output::check_files(what.files())?;
+    match what {
         What::Micro { only, json } => micro(only.as_deref().unwrap_or_default(), json),
         What::Peers { subscribers, topics, message_bytes, duration, server_core, load_core, json } => {
             let (message_bytes, duration) = (message_bytes as usize, duration.into());
@@ -306,7 +338,7 @@ fn main() -> anyhow::Result<()> {
         What::Start { folder, population, place, shards, settings } => {
             let population = serde_json::from_str(&population)?;
             let spec = RestartSpec { population, place, shards, settings, folder: None };
-            println!("{}", serde_json::to_string(&restart::start(&spec, &folder)?)?);
+            say(serde_json::to_string(&restart::start(&spec, &folder)?)?)?;
             Ok(())
         }
         What::Crash { points, seed } => crash(points, seed),
@@ -317,10 +349,7 @@ fn main() -> anyhow::Result<()> {
                 CampaignSpec { shape, first, seeds, budget: None, seeds_min: seeds, threads, keep_going };
             simulate(&spec, shrink.into(), planted.as_deref(), json)
         }
-        What::Fixture { folder, list: true } => {
-            print!("{}", fixture::list_of(&folder)?);
-            Ok(())
-        }
+        What::Fixture { folder, list: true } => Ok(print(fixture::list_of(&folder)?)?),
         What::Fixture { folder, list: false } => fixture::write(&folder),
     }
 }
@@ -330,7 +359,7 @@ fn compare(spec: &PeersSpec, json: Option<PathBuf>) -> anyhow::Result<()> {
         eprintln!("built with debug assertions: the figures are not worth keeping");
     }
     let found = peers::compare(spec, |line| eprintln!("{line}"))?;
-    println!("{}", report::table(&found));
+    say(report::table(&found))?;
     if let Some(path) = json {
         let text = serde_json::to_string_pretty(&report::json(spec, &found))? + "\n";
         fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
@@ -360,9 +389,9 @@ fn measure_capacity(
     });
     bar.finish_and_clear();
     let found = found?;
-    println!("{}\n\n{}\n", capacity::report::phases(&found), capacity::report::kinds(spec, &found));
+    say(format_args!("{}\n\n{}\n", capacity::report::phases(&found), capacity::report::kinds(spec, &found)))?;
     for (what, found, bound, kept) in capacity::report::verdicts(spec, &found) {
-        println!("{what}: {found:.3}, bound {bound}: {}", if kept { "kept" } else { "NOT KEPT" });
+        say(format_args!("{what}: {found:.3}, bound {bound}: {}", if kept { "kept" } else { "NOT KEPT" }))?;
     }
     if let Some(path) = json {
         let text = serde_json::to_string_pretty(&capacity::report::json(spec, &found))? + "\n";
@@ -386,15 +415,15 @@ fn measure_restart(spec: &RestartSpec, json: Option<PathBuf>) -> anyhow::Result<
     bar.finish_and_clear();
     let found = found?;
     let (bytes, started) = (found.bytes as f64, &found.started);
-    println!("{}\n", restart::report::table(&found));
-    println!(
+    say(format_args!("{}\n", restart::report::table(&found)))?;
+    say(format_args!(
         "{} publishers, every one compared, served again in {:.2} s; bound {:.1} s: {}",
         started.publishers,
         started.total,
         restart::report::bound_s(spec),
         if restart::report::is_kept(spec, &found) { "kept" } else { "NOT KEPT" }
-    );
-    println!(
+    ))?;
+    say(format_args!(
         "plainly reading the {:.0} MB takes {:.2} s at {:.0} MB/s ({}); page cache dropped: {}; filled in {:.1} s",
         bytes / 1e6,
         bytes / found.read_limit,
@@ -402,7 +431,7 @@ fn measure_restart(spec: &RestartSpec, json: Option<PathBuf>) -> anyhow::Result<
         found.read_how,
         found.dropped,
         found.fill_s,
-    );
+    ))?;
     if let Some(path) = json {
         let text = serde_json::to_string_pretty(&restart::report::json(spec, &found))? + "\n";
         fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
@@ -452,7 +481,7 @@ fn micro(only: &str, json: Option<PathBuf>) -> anyhow::Result<()> {
             column.set_cell_alignment(CellAlignment::Right);
         }
     }
-    println!("{table}");
+    say(table)?;
     if let Some(path) = json {
         fs::write(path, serde_json::to_string_pretty(&figures)? + "\n")?;
     }
@@ -463,7 +492,7 @@ fn rest(spec: &IdleSpec, json: Option<PathBuf>) -> anyhow::Result<()> {
     let bar = indicatif::ProgressBar::new(0);
     bar.set_style(indicatif::ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len}")?);
     let found = idle::run(spec, &bar)?;
-    println!("{}", idle::table(spec, &found));
+    say(idle::table(spec, &found))?;
     if let Some(path) = json {
         let text = serde_json::to_string_pretty(&idle::json(spec, &found))? + "\n";
         fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
@@ -478,7 +507,7 @@ fn plan(spec: &MetaSpec, json: Option<PathBuf>) -> anyhow::Result<()> {
     let bar = indicatif::ProgressBar::new(0);
     bar.set_style(indicatif::ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len}")?);
     let found = meta::run(spec, &bar)?;
-    println!("{}", meta::table(spec, &found));
+    say(meta::table(spec, &found))?;
     if let Some(path) = json {
         let text = serde_json::to_string_pretty(&meta::json(spec, &found))? + "\n";
         fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
@@ -495,7 +524,7 @@ fn crash(points: u64, seed: u64) -> anyhow::Result<()> {
         bar.set_position(sum.points);
     }
     bar.finish_and_clear();
-    println!("{sum}");
+    say(sum)?;
     Ok(())
 }
 
@@ -507,7 +536,7 @@ fn simulate(
 ) -> anyhow::Result<()> {
     if fault == Some("list") {
         for planted in planted::ALL {
-            println!("{:24} {}", planted.name, planted.what);
+            say(format_args!("{:24} {}", planted.name, planted.what))?;
         }
         return Ok(());
     }
@@ -517,14 +546,14 @@ fn simulate(
     bar.set_length(spec.seeds);
     let found = campaign(spec, |done| bar.set_position(done));
     bar.finish_and_clear();
-    println!("{}\n", found.table());
+    say(format_args!("{}\n", found.table()))?;
     for (seed, violation) in &found.failed {
-        println!("seed {seed} fails at {}: {}", trace::ms(violation.at), violation.text);
+        say(format_args!("seed {seed} fails at {}: {}", trace::ms(violation.at), violation.text))?;
     }
     for (kind, seeds) in found.kinds() {
-        println!("{} times, first at seed {}: {kind}", seeds.len(), seeds[0]);
+        say(format_args!("{} times, first at seed {}: {kind}", seeds.len(), seeds[0]))?;
     }
-    println!(
+    say(format_args!(
         "{} seeds, {} failed, {:.0} simulated seconds in {:.1} s on {} threads: {:.0} simulated seconds per second",
         found.seeds,
         found.failed.len(),
@@ -532,9 +561,9 @@ fn simulate(
         found.elapsed.as_secs_f64(),
         spec.threads,
         found.speed(),
-    );
+    ))?;
     if !found.missed(spec.shape).is_empty() {
-        println!("never reached: {}", found.missed(spec.shape).join(", "));
+        say(format_args!("never reached: {}", found.missed(spec.shape).join(", ")))?;
     }
     if let Some(path) = json {
         let text = serde_json::to_string_pretty(&found.json(spec, fault))? + "\n";
@@ -554,9 +583,12 @@ fn simulate(
     let shrunk = shrink(&plan, shrinking, |left| bar.set_position(all - left as u64));
     bar.finish_and_clear();
     let plan = shrunk.map_or(plan, |shrunk| shrunk.plan);
-    println!("{}", explain(&plan));
+    say(explain(&plan))?;
     if let Some(fault) = fault {
-        println!("the planted fault {fault} was noticed at seed {seed}, after {} seeds", found.seeds);
+        say(format_args!(
+            "the planted fault {fault} was noticed at seed {seed}, after {} seeds",
+            found.seeds
+        ))?;
         return Ok(());
     }
     let shape = if spec.shape == Shape::Single { " --shape single" } else { "" };

@@ -1,8 +1,12 @@
 //! The command line.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, builder::RangedU64ValueParser};
 use slotcast_net::data::storage::StorageKind;
 
 use crate::{
@@ -120,13 +124,13 @@ pub struct Setting {
     #[arg(long, value_name = "ADDR")]
     pub target: Vec<SocketAddr>,
     /// Worker processes [default: one per core that is not the session's alone].
-    #[arg(long)]
+    #[arg(long, value_parser = count())]
     pub workers: Option<usize>,
     /// Cores of the embedded session [default: half].
-    #[arg(long)]
+    #[arg(long, value_parser = count())]
     pub session_cores: Option<usize>,
     /// Frames that the embedded session concatenates in one write, at most.
-    #[arg(long)]
+    #[arg(long, value_parser = count())]
     pub push_batch_max: Option<usize>,
     /// Shortest time between two rounds of writes of the embedded session.
     #[arg(long, value_name = "DURATION")]
@@ -150,7 +154,7 @@ pub struct Setting {
     #[arg(long)]
     pub no_limit: bool,
     /// How long each of the two bare measurements takes.
-    #[arg(long, value_name = "DURATION", default_value = "10s")]
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = above_zero)]
     pub limit_duration: humantime::Duration,
 }
 
@@ -196,13 +200,13 @@ pub struct RunArgs {
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     pub publishers: Option<u32>,
     /// Planned changes per second.
-    #[arg(long)]
+    #[arg(long, value_parser = factor)]
     pub changes_per_sec: Option<f64>,
     /// Bytes of each payload.
     #[arg(long, default_value_t = 128, value_parser = payload_bytes)]
     pub payload_bytes: usize,
     /// Length of the measuring window.
-    #[arg(long, value_name = "DURATION", default_value = "60s")]
+    #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = above_zero)]
     pub duration: humantime::Duration,
     /// Changes go on for this long before the window opens.
     #[arg(long, value_name = "DURATION", default_value = "2s")]
@@ -212,7 +216,7 @@ pub struct RunArgs {
     #[arg(long, conflicts_with_all = ["reconnect_storm", "stalled_clients", "hdr", "target"])]
     pub find_max: bool,
     /// Length of the window of each step of `--find-max`.
-    #[arg(long, value_name = "DURATION", default_value = "15s", requires = "find_max")]
+    #[arg(long, value_name = "DURATION", default_value = "15s", requires = "find_max", value_parser = above_zero)]
     pub step_duration: humantime::Duration,
     /// Steps of `--find-max`, at most.
     #[arg(long, value_name = "N", default_value_t = 24, requires = "find_max")]
@@ -259,10 +263,10 @@ pub struct ReplayArgs {
     #[arg(long, value_name = "X", conflicts_with = "cap_gap", value_parser = factor)]
     pub speed: Option<f64>,
     /// Let no gap between events be longer than this.
-    #[arg(long, value_name = "DURATION")]
+    #[arg(long, value_name = "DURATION", value_parser = above_zero)]
     pub cap_gap: Option<humantime::Duration>,
     /// Without `--speed` and `--cap-gap`: cap gaps so that the whole lasts about this long.
-    #[arg(long, value_name = "DURATION", default_value = "60s")]
+    #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = above_zero)]
     pub duration: humantime::Duration,
     /// Who subscribes to what, as CSV: `subscriber,service,subscriber_instances`.
     #[arg(long, value_name = "FILE")]
@@ -294,10 +298,10 @@ pub struct LimitArgs {
     #[arg(long)]
     pub frames_per_write: Vec<u32>,
     /// How long each measurement takes.
-    #[arg(long, value_name = "DURATION", default_value = "10s")]
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = above_zero)]
     pub duration: humantime::Duration,
     /// Receiving processes [default: one per core].
-    #[arg(long)]
+    #[arg(long, value_parser = count())]
     pub workers: Option<usize>,
     /// Write the results as JSON.
     #[arg(long, value_name = "PATH")]
@@ -323,7 +327,7 @@ pub struct LinksArgs {
     #[arg(long, default_value_t = 128, value_parser = payload_bytes)]
     pub payload_bytes: usize,
     /// Length of the measuring window.
-    #[arg(long, value_name = "DURATION", default_value = "30s")]
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = above_zero)]
     pub duration: humantime::Duration,
     /// Changes go on for this long before the window opens.
     #[arg(long, value_name = "DURATION", default_value = "2s")]
@@ -338,7 +342,7 @@ pub struct LinksArgs {
     #[arg(long)]
     pub no_limit: bool,
     /// How long each of the two bare measurements takes.
-    #[arg(long, value_name = "DURATION", default_value = "10s")]
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = above_zero)]
     pub limit_duration: humantime::Duration,
     /// Fixes everything drawn.
     #[arg(long, default_value_t = 1)]
@@ -367,7 +371,7 @@ pub struct IngestArgs {
     #[arg(long, default_value_t = 128, value_parser = payload_bytes)]
     pub payload_bytes: usize,
     /// No more is sent after this long.
-    #[arg(long, value_name = "DURATION", default_value = "10s")]
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = above_zero)]
     pub duration: humantime::Duration,
     /// Any setting of the data node, such as `data.validate_records=false`; may be repeated.
     #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
@@ -376,7 +380,7 @@ pub struct IngestArgs {
     #[arg(long)]
     pub no_limit: bool,
     /// How long each of the two bare measurements takes.
-    #[arg(long, value_name = "DURATION", default_value = "10s")]
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = above_zero)]
     pub limit_duration: humantime::Duration,
     /// Write all results as JSON.
     #[arg(long, value_name = "PATH")]
@@ -399,7 +403,7 @@ pub struct ChaosArgs {
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     pub rounds: Option<u32>,
     /// Begin no round after this long.
-    #[arg(long, value_name = "DURATION")]
+    #[arg(long, value_name = "DURATION", value_parser = above_zero)]
     pub duration: Option<humantime::Duration>,
     /// The load of `run` instead of random operations, with its oracle and its delays; --duration is the window then.
     #[arg(long, value_enum, conflicts_with_all = ["rounds", "operations_per_sec"])]
@@ -450,20 +454,42 @@ pub struct ProbeArgs {
     #[arg(long, value_name = "ADDR")]
     pub http: Option<SocketAddr>,
     /// Time from one change to the next.
-    #[arg(long, value_name = "DURATION", default_value = "1s")]
+    #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = above_zero)]
     pub interval: humantime::Duration,
     /// A change that is not in every list after this long is late.
-    #[arg(long, value_name = "DURATION", default_value = "5s")]
+    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = above_zero)]
     pub patience: humantime::Duration,
     /// Data ids of its own.
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=1_000))]
     pub services: u32,
     /// End by itself after this long [default: when it is told to].
-    #[arg(long, value_name = "DURATION")]
+    #[arg(long, value_name = "DURATION", value_parser = above_zero)]
     pub duration: Option<humantime::Duration>,
     /// Write all results as JSON at the end.
     #[arg(long, value_name = "PATH")]
     pub json: Option<PathBuf>,
+}
+
+impl Command {
+    /// The files that results go to, as far as they are named.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        fn of(output: &Output) -> [Option<&Path>; 3] {
+            [output.json.as_deref(), output.hdr.as_deref(), output.chart.as_deref()]
+        }
+        let files = match self {
+            Command::Demo(args) => of(&args.output),
+            Command::Run(args) => of(&args.output),
+            Command::Sweep(args) => of(&args.run.output),
+            Command::Replay(args) => of(&args.output),
+            Command::Limit(args) => [args.json.as_deref(), None, None],
+            Command::Links(args) => [args.json.as_deref(), None, None],
+            Command::Ingest(args) => [args.json.as_deref(), None, None],
+            Command::Chaos(args) => [args.json.as_deref(), None, None],
+            Command::Probe(args) => [args.json.as_deref(), None, None],
+            _ => [None; 3],
+        };
+        files.into_iter().flatten()
+    }
 }
 
 impl ProbeArgs {
@@ -699,6 +725,15 @@ impl ReplayArgs {
     }
 }
 
+fn count() -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(1..)
+}
+
+fn above_zero(text: &str) -> Result<humantime::Duration, String> {
+    let duration: humantime::Duration = text.parse().map_err(|_| "a duration such as 500ms or 60s")?;
+    if duration.is_zero() { Err("must be above 0".into()) } else { Ok(duration) }
+}
+
 fn nanos(duration: humantime::Duration) -> u64 {
     let duration: Duration = duration.into();
     duration.as_nanos() as u64
@@ -708,6 +743,7 @@ fn nanos(duration: humantime::Duration) -> u64 {
 mod tests {
     use super::*;
     use clap::CommandFactory;
+    use slotcast_net::output::with_negative_numbers;
 
     #[test]
     fn the_command_line_is_consistent() {
@@ -729,6 +765,14 @@ mod tests {
         assert!(parse("loadgen run --find-max --reconnect-storm").is_err());
         assert!(parse("loadgen run --reconnect-storm --stalled-clients 5").is_err());
         assert!(parse("loadgen run --payload-bytes 8").is_err());
+        for none in ["--workers 0", "--session-cores 0", "--changes-per-sec 0", "--clients 0"] {
+            assert!(parse(&format!("loadgen run {none}")).is_err(), "{none}");
+        }
+        let said = parse("loadgen run --duration 0s").unwrap_err().to_string();
+        assert!(said.contains("--duration") && said.contains("must be above 0"), "{said}");
+        let command = with_negative_numbers(Cli::command());
+        let refused = command.try_get_matches_from("loadgen run --clients -5".split(' '));
+        assert!(refused.unwrap_err().to_string().contains("-5 is not in 1.."));
         assert!(parse("loadgen replay --trace x.csv --speed 0").is_err());
         assert!(parse("loadgen limit --connections 10 --frames-per-write 1 --frames-per-write 5").is_ok());
     }

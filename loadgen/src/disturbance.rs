@@ -29,12 +29,16 @@ pub struct Disturbance {
 impl Disturbance {
     /// Whether this workload can be disturbed so.
     pub fn check(&self, workload: &Workload) -> Result<()> {
-        let most = silent(workload).len();
+        let (most, clients) = (silent(workload).len(), workload.clients() as usize);
+        let publishing = match clients - most {
+            all if all == clients => format!("all {all}"),
+            some => format!("{some} of {clients}"),
+        };
         ensure!(
             self.stalled_clients as usize <= most,
-            "{} clients are to read nothing, but only {most} of {} publish nothing: take fewer, or fewer publishers",
+            "--stalled-clients {}: only clients that publish nothing can be stalled; here {publishing} publish: \
+             add clients or --publishers N with fewer",
             self.stalled_clients,
-            workload.clients()
         );
         Ok(())
     }
@@ -85,7 +89,7 @@ mod tests {
         let parts = [0..200, 200..500].map(|keep| disturbance.stalled(&workload, &keep, 1).len());
         assert_eq!(parts.iter().sum::<usize>(), 60);
         let more = Disturbance { stalled_clients: 101, ..Disturbance::default() };
-        assert!(more.check(&workload).unwrap_err().to_string().contains("only 100 of 500 publish nothing"));
+        assert!(more.check(&workload).unwrap_err().to_string().contains("here 400 of 500 publish"));
     }
 
     #[test]

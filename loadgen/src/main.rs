@@ -7,8 +7,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result};
-use clap::Parser;
+use anyhow::{Context, Result, anyhow};
 use loadgen::{
     args::{
         ChaosArgs, ChildArgs, Cli, Command, IngestArgs, LimitArgs, LinksArgs, Output, ProbeArgs, RoleCommand,
@@ -28,12 +27,19 @@ use loadgen::{
     sweep::{self, SweepSpec, grid},
     worker,
 };
-
-const NOT_OK: u8 = 1;
-const USAGE: u8 = 2;
+use slotcast_net::{
+    config::Config,
+    output::{self, FAILED, say, usage},
+};
 
 fn main() -> ExitCode {
-    let result = match Cli::parse().command {
+    output::end(run())
+}
+
+fn run() -> Result<ExitCode> {
+    let command = output::arguments::<Cli>().command;
+    output::check_files(command.files())?;
+    match command {
         // The demo has to end within a minute, so it leaves the bare limit out.
         Command::Demo(args) => {
             drive(&Setting { no_limit: true, ..args.setting.clone() }, &args.output, args.source())
@@ -55,11 +61,7 @@ fn main() -> ExitCode {
         Command::Worker(args) => child(read(&args).and_then(|config| worker::run(&config))),
         Command::LimitSender(args) => child(read(&args).and_then(|config| ends::send(&config))),
         Command::LimitReceiver(args) => child(read(&args).and_then(|config| ends::receive(&config))),
-    };
-    result.unwrap_or_else(|error| {
-        eprintln!("error: {error:#}");
-        ExitCode::from(NOT_OK)
-    })
+    }
 }
 
 fn child(result: Result<()>) -> Result<ExitCode> {
@@ -75,21 +77,19 @@ fn drive(setting: &Setting, output: &Output, mut source: Source) -> Result<ExitC
         source.set_tag(run::fresh_tag());
     }
     // What is wrong with the input is found before anything is started, and is the caller's to mend.
-    let workload = match source.build(0..0) {
-        Ok(workload) => workload,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            return Ok(ExitCode::from(USAGE));
-        }
-    };
+    let workload = usage(source.build(0..0))?;
+    let spec = setting.spec(source);
+    usage(spec.disturbance.check(&workload))?;
+    // A cluster of our own names the CPU, so that this is not missed here.
+    Config::load(None, &[vec!["session.cpu=0".to_owned()], spec.settings.clone()].concat())?;
     let progress = Progress::new();
-    let result = run::run(&setting.spec(source), &workload, &progress);
+    let result = run::run(&spec, &workload, &progress);
     progress.finish();
     let outcome = result?;
     let verdict = Verdict::of(&outcome);
-    println!("{}", table::of_run(&outcome, &verdict));
+    say(table::of_run(&outcome, &verdict))?;
     write(output, &outcome, &verdict)?;
-    Ok(if verdict.is_ok() { ExitCode::SUCCESS } else { ExitCode::from(NOT_OK) })
+    Ok(if verdict.is_ok() { ExitCode::SUCCESS } else { ExitCode::from(FAILED) })
 }
 
 /// Searches the highest good rate; see [`find_max`](loadgen::find_max).
@@ -128,31 +128,23 @@ fn find_max(args: &RunArgs) -> Result<ExitCode> {
     });
     progress.finish();
     let steps = steps?;
-    println!("{}", table::of_steps(&steps));
+    say(table::of_steps(&steps))?;
     let found = find_max::best(&steps);
     if let (Some(path), Some((outcome, verdict))) = (&args.output.json, &best) {
         write_json(path, &json::of_find_max(&steps, outcome, verdict))?;
     }
     let path = chart_path(&args.output);
     chart::write_steps(&path, &steps).with_context(|| format!("cannot write {}", path.display()))?;
-    println!("chart: {}", path.display());
-    Ok(if found.is_some() { ExitCode::SUCCESS } else { ExitCode::from(NOT_OK) })
+    say(format_args!("chart: {}", path.display()))?;
+    Ok(if found.is_some() { ExitCode::SUCCESS } else { ExitCode::from(FAILED) })
 }
 
 /// Runs a grid of settings; see [`sweep`](loadgen::sweep).
 fn sweep(args: &SweepArgs) -> Result<ExitCode> {
-    let axes: Result<Vec<grid::Axis>> = args.vary.iter().map(|text| grid::axis(text)).collect();
-    let axes = match axes {
-        Ok(axes) if !args.run.find_max => axes,
-        Ok(_) => {
-            eprintln!("error: a sweep compares runs of one rate: leave --find-max out");
-            return Ok(ExitCode::from(USAGE));
-        }
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            return Ok(ExitCode::from(USAGE));
-        }
-    };
+    if args.run.find_max {
+        return usage(Err(anyhow!("a sweep compares runs of one rate: leave --find-max out")));
+    }
+    let axes = usage(args.vary.iter().map(|text| grid::axis(text)).collect::<Result<Vec<_>>>())?;
     let arguments = sweep::shared_arguments(std::env::args().skip_while(|it| it != "sweep").skip(1));
     let spec = SweepSpec { axes, arguments, repeats: args.repeats.into(), folder: args.into.clone() };
     let progress = Progress::new();
@@ -160,16 +152,16 @@ fn sweep(args: &SweepArgs) -> Result<ExitCode> {
         sweep::sweep(&spec, &progress, |settings, files| sweep::run_child(&spec.arguments, settings, files));
     progress.finish();
     let swept = result?;
-    println!("{}", sweep::report::table(&spec.axes, &swept));
-    println!("{}", sweep::report::recommendation(&spec.axes, &swept));
+    say(sweep::report::table(&spec.axes, &swept))?;
+    say(sweep::report::recommendation(&spec.axes, &swept))?;
     let output = &args.run.output;
     let json = output.json.clone().unwrap_or_else(|| spec.folder.join("sweep.json"));
     write_json(&json, &sweep::report::json(&spec.axes, &swept))?;
     let chart = output.chart.clone().unwrap_or_else(|| json.with_extension("svg"));
     sweep::report::chart(&spec.axes, &swept, &chart)
         .with_context(|| format!("cannot write {}", chart.display()))?;
-    println!("results: {}, chart: {}", json.display(), chart.display());
-    Ok(if swept.choice.is_some() { ExitCode::SUCCESS } else { ExitCode::from(NOT_OK) })
+    say(format_args!("results: {}, chart: {}", json.display(), chart.display()))?;
+    Ok(if swept.choice.is_some() { ExitCode::SUCCESS } else { ExitCode::from(FAILED) })
 }
 
 fn links(args: &LinksArgs) -> Result<ExitCode> {
@@ -178,11 +170,11 @@ fn links(args: &LinksArgs) -> Result<ExitCode> {
     progress.finish();
     let outcome = result?;
     let verdict = Verdict::of(&outcome);
-    println!("{}", table::of_links(&outcome, &verdict));
+    say(table::of_links(&outcome, &verdict))?;
     if let Some(path) = &args.json {
         write_json(path, &json::of_links(&outcome, &verdict))?;
     }
-    Ok(if verdict.is_ok() { ExitCode::SUCCESS } else { ExitCode::from(NOT_OK) })
+    Ok(if verdict.is_ok() { ExitCode::SUCCESS } else { ExitCode::from(FAILED) })
 }
 
 fn ingest(args: &IngestArgs) -> Result<ExitCode> {
@@ -190,11 +182,11 @@ fn ingest(args: &IngestArgs) -> Result<ExitCode> {
     let result = ingest::run(&args.spec(), &progress);
     progress.finish();
     let outcome = result?;
-    println!("{}", table::of_ingest(&outcome));
+    say(table::of_ingest(&outcome))?;
     if let Some(path) = &args.json {
         write_json(path, &json::of_ingest(&outcome))?;
     }
-    Ok(if outcome.reasons().is_empty() { ExitCode::SUCCESS } else { ExitCode::from(NOT_OK) })
+    Ok(if outcome.reasons().is_empty() { ExitCode::SUCCESS } else { ExitCode::from(FAILED) })
 }
 
 fn chaos(args: &ChaosArgs) -> Result<ExitCode> {
@@ -221,20 +213,20 @@ fn chaos(args: &ChaosArgs) -> Result<ExitCode> {
         let result = chaos::loaded::run(&spec, &load, &workload, &progress);
         progress.finish();
         let outcome = result?;
-        println!("{}", outcome.table());
+        say(outcome.table())?;
         if let Some(path) = &args.json {
             write_json(path, &outcome.json(&spec)?)?;
         }
-        return Ok(if outcome.is_good() { ExitCode::SUCCESS } else { ExitCode::from(NOT_OK) });
+        return Ok(if outcome.is_good() { ExitCode::SUCCESS } else { ExitCode::from(FAILED) });
     }
     let result = chaos::run(&spec, &progress);
     progress.finish();
     let outcome = result?;
-    println!("{}", outcome.table());
+    say(outcome.table())?;
     if let Some(path) = &args.json {
         write_json(path, &outcome.json(&spec))?;
     }
-    Ok(if outcome.is_good() { ExitCode::SUCCESS } else { ExitCode::from(NOT_OK) })
+    Ok(if outcome.is_good() { ExitCode::SUCCESS } else { ExitCode::from(FAILED) })
 }
 
 fn probe(args: &ProbeArgs) -> Result<ExitCode> {
@@ -242,11 +234,11 @@ fn probe(args: &ProbeArgs) -> Result<ExitCode> {
     let result = probe::run(&args.spec(), &progress);
     progress.finish();
     let outcome = result?;
-    println!("{}", outcome.table());
+    say(outcome.table())?;
     if let Some(path) = &args.json {
         write_json(path, &outcome.json())?;
     }
-    Ok(if outcome.is_good() { ExitCode::SUCCESS } else { ExitCode::from(NOT_OK) })
+    Ok(if outcome.is_good() { ExitCode::SUCCESS } else { ExitCode::from(FAILED) })
 }
 
 fn write(output: &Output, outcome: &Outcome, verdict: &Verdict) -> Result<()> {
@@ -258,7 +250,7 @@ fn write(output: &Output, outcome: &Outcome, verdict: &Verdict) -> Result<()> {
     }
     let path = chart_path(output);
     chart::write(&path, outcome).with_context(|| format!("cannot write {}", path.display()))?;
-    println!("chart: {}", path.display());
+    say(format_args!("chart: {}", path.display()))?;
     Ok(())
 }
 
@@ -293,7 +285,7 @@ fn limit(args: &LimitArgs) -> Result<ExitCode> {
         results.push(limit::measure(&spec, &division, folder.path(), &progress)?);
     }
     progress.finish();
-    println!("{}", table::of_limit(&results));
+    say(table::of_limit(&results))?;
     if let Some(path) = &args.json {
         write_json(path, &json::of_limit(&results, args.connections))?;
     }

@@ -6,6 +6,7 @@ use std::{
 };
 
 use indicatif::{ProgressBar, ProgressStyle};
+use slotcast_net::output::complain;
 
 /// See the module.
 pub struct Progress {
@@ -36,7 +37,7 @@ impl Progress {
         self.bar.set_message("");
         self.bar.set_prefix(name.to_owned());
         if !self.is_terminal {
-            eprintln!("{name} ...");
+            complain(format_args!("{name} ..."));
         }
     }
 
@@ -50,7 +51,7 @@ impl Progress {
 
     /// Says something that stays.
     pub fn say(&self, text: &str) {
-        if self.is_terminal { self.bar.println(text) } else { eprintln!("{text}") }
+        if self.is_terminal { self.bar.println(text) } else { complain(text) }
     }
 
     /// Removes the bar.

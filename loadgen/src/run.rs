@@ -8,6 +8,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use slotcast_engine::record::Encoder;
+use slotcast_net::output::check_sessions;
 
 use crate::{
     board::{Board, Counter, Phase},
@@ -35,6 +36,8 @@ pub const RECV_BUFFER_BYTES: u32 = 8192;
 const DIFF_OVERHEAD_BYTES: usize = 48;
 /// What was before a reconnect storm is read this long before it.
 const BEFORE_STORM: u64 = 200 * MILLISECOND;
+/// A session that does not take a connection within this time is not there.
+const CONNECT_WITHIN: Duration = Duration::from_secs(2);
 /// Beyond what a run plans, for connecting, snapshots and checks.
 const SLACK: Duration = Duration::from_secs(600);
 
@@ -181,6 +184,7 @@ pub fn run_beside<'r>(
 ) -> Result<Outcome> {
     let folder = tempfile::Builder::new().prefix("loadgen-").tempdir()?;
     spec.disturbance.check(workload)?;
+    check_sessions(&spec.targets, CONNECT_WITHIN)?;
     let clients = workload.clients();
     let division = Division::new(&process::cores(), clients, spec.session_cores, spec.workers);
     let frame_bytes = frame_bytes(workload)?;

@@ -5,10 +5,12 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use anyhow::Context;
+use anyhow::anyhow;
 use axum::{Router, extract::State, http::StatusCode, routing::get};
 use prometheus_client::{encoding::text::encode, registry::Registry};
 use tokio::sync::oneshot;
+
+use crate::output::why_not_listening;
 
 pub mod control;
 
@@ -42,9 +44,8 @@ impl Admin {
 
     /// Takes a port, for whoever has to tell it before it is served.
     pub fn bind(addr: SocketAddr) -> anyhow::Result<TcpListener> {
-        let listener = TcpListener::bind(addr).with_context(|| {
-            format!("cannot listen on {addr} for HTTP: is another process running there?")
-        })?;
+        let listener = TcpListener::bind(addr)
+            .map_err(|error| anyhow!("for HTTP: {} ({error})", why_not_listening(addr, error.kind())))?;
         listener.set_nonblocking(true)?;
         Ok(listener)
     }

@@ -4,6 +4,7 @@
 use std::{net::SocketAddr, path::Path, time::Duration};
 
 use anyhow::{Context, anyhow, bail, ensure};
+use humantime::format_duration;
 use serde::{Deserialize, Serialize};
 use slotcast_engine::{
     change_log::ChangeLogLimits,
@@ -25,17 +26,18 @@ use crate::{
     },
     follow::MetaLinkConfig,
     meta::{
-        assign::REPLICAS_MAX,
         core::MetaConfig,
         server::{MetaOptions, MetaStoreKind},
     },
+    output::usage,
     session::{SessionConfig, config::Routes, server::SessionOptions},
     wire::{
         meta::MetaPeer,
-        slot_table::{CLUSTER_BYTES_MAX, NODE_ID_BYTES_MAX, SHARDS_MAX},
+        slot_table::{CLUSTER_BYTES_MAX, NODE_ID_BYTES_MAX},
     },
 };
 
+mod mistakes;
 mod sections;
 
 use sections::loopback;
@@ -85,7 +87,12 @@ impl Config {
     }
 
     /// Reads a file, if one is given, lays `settings` (`section.key=value`) over it, and checks the whole.
+    /// Errors are [`UsageError`](crate::output::UsageError)s.
     pub fn load(path: Option<&Path>, settings: &[String]) -> anyhow::Result<Self> {
+        usage(Self::read(path, settings))
+    }
+
+    fn read(path: Option<&Path>, settings: &[String]) -> anyhow::Result<Self> {
         let mut table = match path {
             Some(path) => {
                 let text = std::fs::read_to_string(path)
@@ -99,31 +106,75 @@ impl Config {
             set(&mut table, setting)?;
         }
         let source = match path {
-            Some(path) => format!("the configuration ({} and what is set over it)", path.display()),
-            None => "the configuration".into(),
+            Some(path) => format!("{} with what is set over it: ", path.display()),
+            None => String::new(),
         };
-        let config: Config = table.try_into().with_context(|| {
-            format!("{source} has a key or value that is not known; check-config prints all keys")
-        })?;
-        config.check().with_context(|| format!("{source} contradicts itself"))?;
+        let config: Config = match table.clone().try_into() {
+            Ok(config) => config,
+            Err(error) => bail!("{source}{}", mistakes::explain(&table, &error)),
+        };
+        config.check_values().map_err(|error| anyhow!("{source}{error:#}"))?;
+        let together = config.check_together();
+        together.map_err(|error| anyhow!("{source}the configuration contradicts itself: {error:#}"))?;
         Ok(config)
     }
 
     /// Finds contradictions and values that cannot work.
     pub fn check(&self) -> anyhow::Result<()> {
+        self.check_values()?;
+        self.check_together()
+    }
+
+    /// Finds values that cannot work whatever the others are.
+    fn check_values(&self) -> anyhow::Result<()> {
         let slots = self.slot_count;
         ensure!(
             slots.is_power_of_two() && slots <= SLOTS_MAX,
             "slot_count = {slots} has to be a power of two up to {SLOTS_MAX}"
         );
-        let session = &self.session;
-        ensure!(session.clients_max > 0, "session.clients_max has to be at least 1");
-        ensure!(session.accept_burst > 0, "session.accept_burst has to be at least 1");
-        ensure!(
-            (1..=128).contains(&session.push_batch_max),
-            "session.push_batch_max has to be from 1 to 128"
-        );
-        ensure!((1..=256).contains(&session.cores), "session.cores has to be from 1 to 256");
+        let (session, data, meta) = (&self.session, &self.data, &self.meta);
+        for (key, value) in [
+            ("session.clients_max", session.clients_max as u64),
+            ("session.accept_burst", session.accept_burst.into()),
+            ("session.push_batch_max", session.push_batch_max as u64),
+            ("session.cores", session.cores as u64),
+            ("data.journal_waiting_max", data.journal_waiting_max as u64),
+            ("data.journal_segment_bytes", data.journal_segment_bytes),
+            ("data.snapshot_rate", data.snapshot_rate),
+            ("meta.replicas", meta.replicas as u64),
+            ("meta.moves_max", meta.moves_max as u64),
+        ] {
+            mistakes::check_range(key, value)?;
+        }
+        for (key, least, value) in [
+            ("session.heartbeat_interval", 1, session.heartbeat_interval),
+            ("data.link_timeout", 1, data.link_timeout),
+            ("data.disk_retry_interval", 1, data.disk_retry_interval),
+            ("data.journal_batch_interval", 1, data.journal_batch_interval),
+            // Nodes are heard every 300 ms.
+            ("meta.node_lease", 500_000_000, meta.node_lease),
+            ("meta.lead_ttl", 2_000_000_000, meta.lead_ttl),
+        ] {
+            let least = Duration::from_nanos(least);
+            let words = if least.subsec_nanos() == 1 {
+                "above 0".to_owned()
+            } else {
+                format!("at least {}", format_duration(least))
+            };
+            ensure!(value >= least, "{key} = {} has to be {words}", format_duration(value));
+        }
+        self.compaction_options().check().map_err(|error| anyhow!("data.{error}"))?;
+        check_name("cluster", &self.cluster, CLUSTER_BYTES_MAX)?;
+        let unusable = meta.etcd.iter().find(|endpoint| !endpoint.starts_with("http://"));
+        if let (MetaStoreKind::Etcd, Some(endpoint)) = (meta.store, unusable) {
+            bail!("meta.etcd: {endpoint:?} has to begin with http:// (TLS is not spoken)");
+        }
+        Ok(())
+    }
+
+    /// Finds contradictions.
+    fn check_together(&self) -> anyhow::Result<()> {
+        let (session, meta) = (&self.session, &self.meta);
         ensure!(
             session.cpu.is_some() || !session.accept_from_own_cpu,
             "session.accept_from_own_cpu needs session.cpu: give the CPU of the first core"
@@ -141,49 +192,17 @@ impl Config {
             "session.client_disconnect_grace has to be at most data.session_lease"
         );
         ensure!(
-            !session.heartbeat_interval.is_zero()
-                && session.heartbeat_interval * 3 <= self.data.session_lease,
-            "session.heartbeat_interval has to be above 0 and at most a third of data.session_lease"
+            session.heartbeat_interval * 3 <= self.data.session_lease,
+            "session.heartbeat_interval has to be at most a third of data.session_lease"
         );
-        ensure!(!self.data.link_timeout.is_zero(), "data.link_timeout has to be above 0");
         ensure!(
             session.listen != session.http || session.listen.port() == 0,
             "session.listen and session.http are the same"
         );
-        let data = &self.data;
-        ensure!(
-            data.journal_waiting_max >= 64 * 1024 && data.journal_waiting_max <= 512 << 20,
-            "data.journal_waiting_max has to be from 64 KiB to 512 MiB"
-        );
-        ensure!(
-            data.journal_segment_bytes >= 64 * 1024 && data.snapshot_rate >= 64 * 1024,
-            "data.journal_segment_bytes and data.snapshot_rate have to be at least 64 KiB"
-        );
-        ensure!(
-            !data.disk_retry_interval.is_zero() && !data.journal_batch_interval.is_zero(),
-            "data.disk_retry_interval and data.journal_batch_interval have to be above 0"
-        );
-        self.compaction_options().check().map_err(|error| anyhow!("data.{error}"))?;
-        let meta = &self.meta;
-        check_name("cluster", &self.cluster, CLUSTER_BYTES_MAX)?;
-        ensure!(
-            (1..=REPLICAS_MAX).contains(&meta.replicas),
-            "meta.replicas has to be from 1 to {REPLICAS_MAX}"
-        );
-        ensure!(meta.moves_max > 0, "meta.moves_max has to be at least 1");
-        ensure!(
-            meta.node_lease >= Duration::from_millis(500),
-            "meta.node_lease has to be at least 500ms: nodes are heard every 300ms"
-        );
-        ensure!(meta.lead_ttl >= Duration::from_secs(2), "meta.lead_ttl has to be at least 2s");
         ensure!(
             meta.store != MetaStoreKind::Etcd || !meta.etcd.is_empty(),
             "meta.store is \"etcd\", but meta.etcd names no endpoint"
         );
-        let unusable = meta.etcd.iter().find(|endpoint| !endpoint.starts_with("http://"));
-        if let (MetaStoreKind::Etcd, Some(endpoint)) = (meta.store, unusable) {
-            bail!("meta.etcd: {endpoint:?} has to begin with http:// (TLS is not spoken)");
-        }
         ensure!(
             meta.listen != meta.http || meta.listen.port() == 0,
             "meta.listen and meta.http are the same"
@@ -198,10 +217,7 @@ impl Config {
         if !data.zone.is_empty() {
             check_name("data.zone", &data.zone, ZONE_BYTES_MAX)?;
         }
-        ensure!(
-            (1..=SHARDS_MAX as u32).contains(&data.shards),
-            "data.shards has to be from 1 to {SHARDS_MAX}"
-        );
+        mistakes::check_range("data.shards", data.shards.into())?;
         let last = u32::from(data.listen.port()) + data.shards - 1;
         ensure!(
             data.listen.port() == 0 || last <= u32::from(u16::MAX),
@@ -275,7 +291,12 @@ impl Config {
                 node.id,
                 self.slot_count
             );
-            ensure!((1..=256).contains(&node.shards), "node {}: shards has to be from 1 to 256", node.id);
+            ensure!(
+                (1..=256).contains(&node.shards),
+                "node {}: shards = {} has to be from 1 to 256",
+                node.id,
+                node.shards
+            );
             for slot in first..=last {
                 if leaders[usize::from(slot)].is_some() {
                     bail!("slot {slot} is given to node {} and to another node", node.id);

@@ -1,8 +1,12 @@
 //! `slotcast ctl`: asks and tells a running process over its HTTP side, as a table for people or as the JSON that was answered.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::BTreeMap,
+    io::{self, ErrorKind},
+    time::Duration,
+};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use clap::{Args, Subcommand};
 use comfy_table::{CellAlignment, Table, presets};
 use serde::de::DeserializeOwned;
@@ -11,6 +15,7 @@ use slotcast_engine::{memory::Memory, top::LIMIT_MAX};
 use crate::{
     admin::control::{COMPACTION, Changes, MEMORY, PUSH, Problem, TOP},
     data::status::{CompactionReport, MemoryReport},
+    output::print,
     session::push_stop::PushReport,
     top::{TopReport, What},
 };
@@ -168,7 +173,7 @@ impl Ctl {
         if failed.is_empty() {
             return Ok(text);
         }
-        print!("{text}");
+        print(text)?;
         bail!("{}", failed.join("\n"))
     }
 
@@ -209,9 +214,7 @@ impl Target {
             (_, Some(body)) => agent.post(&url).content_type("application/json").send(body),
             (_, None) => agent.post(&url).send_empty(),
         };
-        let mut answer = answer.with_context(|| {
-            format!("{} does not answer: is it the HTTP address of a running process?", self.0)
-        })?;
+        let mut answer = answer.map_err(|error| anyhow!("{}", self.silence(&error, path)))?;
         let text = answer.body_mut().read_to_string().context("the answer cannot be read")?;
         if answer.status().is_success() {
             return Ok(text);
@@ -228,6 +231,33 @@ impl Target {
                 answer.status()
             ),
         }
+    }
+}
+
+impl Target {
+    /// What is said when no answer came.
+    fn silence(&self, error: &ureq::Error, path: &str) -> String {
+        let is_absent = |error: &io::Error| {
+            matches!(error.kind(), ErrorKind::ConnectionRefused | ErrorKind::ConnectionAborted)
+        };
+        match error {
+            ureq::Error::ConnectionFailed => self.absence(path),
+            ureq::Error::Io(io) if is_absent(io) => self.absence(path),
+            ureq::Error::HostNotFound | ureq::Error::BadUri(_) => {
+                format!("{}: {error}; --target is HOST:PORT, such as 127.0.0.1:7629", self.0)
+            }
+            ureq::Error::Timeout(_) => format!("{} does not answer: {error}", self.0),
+            _ => format!(
+                "{} does not speak HTTP ({error}): is that a client port? Ask the HTTP port (session 7609, data 7629, meta 7619)",
+                self.0
+            ),
+        }
+    }
+
+    fn absence(&self, path: &str) -> String {
+        let control = ["/status", "/drain"].iter().any(|page| path.starts_with(page));
+        let none = if control { "; standalone and local --meta 0 have no control plane" } else { "" };
+        format!("nothing listens on {}: is it the HTTP address of a running process?{none}", self.0)
     }
 }
 
@@ -386,7 +416,13 @@ fn top(report: &TopReport) -> String {
     } else {
         format!("exact, the largest {} of {}", report.rows.len(), number(report.of))
     };
-    format!("{rows}\n{how}\n")
+    let is_number = |word: &str| word.len() == 16 && word.bytes().all(|digit| digit.is_ascii_hexdigit());
+    let footer = if report.rows.iter().any(|row| row.key.split(' ').any(is_number)) {
+        "16 hexadecimal digits: a client, a session, a registration, or a data id whose name is not known any more\n"
+    } else {
+        ""
+    };
+    format!("{rows}\n{how}\n{footer}")
 }
 
 fn yes(value: bool) -> String {

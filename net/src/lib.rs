@@ -35,4 +35,5 @@ pub mod local;
 
 pub mod allocator;
 pub mod ctl;
+pub mod output;
 pub mod provenance;

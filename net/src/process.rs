@@ -12,6 +12,7 @@ use crate::{
     config::Config,
     data::{cluster::metrics::ClusterMetrics, server::DataServer, storage::StorageMetrics},
     meta::server::MetaServer,
+    output::usage,
     session::{
         config::Routes,
         server::{SessionServer, readiness},
@@ -42,7 +43,7 @@ impl DataProcess {
     /// Starts a data node.
     pub fn start(config: &Config) -> anyhow::Result<Self> {
         let mut registry = Registry::with_prefix(METRICS_PREFIX);
-        let mut options = config.data_options()?;
+        let mut options = usage(config.data_options())?;
         let listener = Admin::bind(config.data.http)?;
         if let Some(cluster) = &mut options.cluster {
             cluster.http = listener.local_addr()?.port();
@@ -102,7 +103,7 @@ impl SessionProcess {
     /// Starts a session process. `routes` replaces those of the configuration, where ports were chosen by the system.
     pub fn start(config: &Config, routes: Option<Routes>) -> anyhow::Result<Self> {
         let mut registry = Registry::with_prefix(METRICS_PREFIX);
-        let mut options = config.session_options()?;
+        let mut options = usage(config.session_options())?;
         if let Some(routes) = routes {
             options.session.routes = routes;
         }
@@ -138,7 +139,7 @@ impl MetaProcess {
     /// Starts a process of the control plane.
     pub fn start(config: &Config) -> anyhow::Result<Self> {
         let mut registry = Registry::with_prefix(METRICS_PREFIX);
-        let server = MetaServer::start(&config.meta_options()?, &mut registry)?;
+        let server = MetaServer::start(&usage(config.meta_options())?, &mut registry)?;
         let desk = server.desk.clone();
         let ready = Arc::new(move || desk.ready());
         let routes = server.desk.clone().routes();

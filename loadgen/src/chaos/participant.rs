@@ -120,6 +120,11 @@ impl Participant {
         &self.registered
     }
 
+    /// Why it has no connection, as far as it was told.
+    pub fn refusal(&self) -> Option<std::io::ErrorKind> {
+        self.socket.refusal
+    }
+
     /// Whether a session answers.
     pub fn is_up(&self) -> bool {
         self.state.is_up()

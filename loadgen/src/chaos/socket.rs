@@ -26,6 +26,8 @@ pub struct Socket {
     offline_until: u64,
     now: u64,
     out: Vec<u8>,
+    /// Why the last connection could not be made.
+    pub refusal: Option<ErrorKind>,
     /// Everything that the client wrote since it was last looked at.
     pub said: Vec<u8>,
 }
@@ -107,10 +109,11 @@ impl Sockets for Socket {
         if self.is_offline() {
             return Err(ErrorKind::NetworkUnreachable.into());
         }
-        let stream = TcpStream::connect_timeout(&target, CONNECT_WITHIN)?;
+        let stream = TcpStream::connect_timeout(&target, CONNECT_WITHIN)
+            .inspect_err(|error| self.refusal = Some(error.kind()))?;
         stream.set_nonblocking(true)?;
         stream.set_nodelay(true)?;
-        (self.stream, self.peer) = (Some(stream), Some(target));
+        (self.stream, self.peer, self.refusal) = (Some(stream), Some(target), None);
         self.generation += 1;
         (self.is_new, self.is_over) = (true, false);
         self.out.clear();

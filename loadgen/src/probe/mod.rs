@@ -86,6 +86,8 @@ pub struct Outcome {
     pub judged: u64,
     /// Nanoseconds from a change to a list that shows it, by session.
     pub latency: Vec<(SocketAddr, Histogram<u64>)>,
+    /// Why a session was never reached, as far as it is known, in the order of `latency`; none of one that was.
+    pub unreached: Vec<Option<String>>,
     /// Seconds that it ran.
     pub seconds: f64,
 }
@@ -164,7 +166,8 @@ impl<'p> Probe<'p> {
         });
         let participants = participants.collect();
         let latency = spec.targets.iter().map(|target| Ok((*target, Histogram::new_with_max(DELAY_MAX, 3)?)));
-        let outcome = Outcome { latency: latency.collect::<Result<_>>()?, ..Outcome::default() };
+        let unreached = vec![Some("the session does not answer".to_owned()); spec.targets.len()];
+        let outcome = Outcome { latency: latency.collect::<Result<_>>()?, unreached, ..Outcome::default() };
         let notes = Notes::default();
         Ok(Self {
             spec,
@@ -195,8 +198,13 @@ impl<'p> Probe<'p> {
 
     fn step(&mut self) {
         let now = self.now();
-        for participant in &mut self.participants {
+        for (participant, unreached) in self.participants.iter_mut().zip(&mut self.outcome.unreached) {
             participant.step(now, LEASE_LEAST, &mut self.notes);
+            if participant.is_up() {
+                *unreached = None;
+            } else if let (Some(why), Some(refusal)) = (unreached, participant.refusal()) {
+                *why = refusal.to_string();
+            }
         }
     }
 

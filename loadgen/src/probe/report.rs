@@ -25,7 +25,14 @@ impl Outcome {
             format!("{} / {} / {}", self.good, self.late, self.wrong),
         ]);
         table.add_row(["lists judged".to_owned(), self.judged.to_string()]);
-        for (target, histogram) in &self.latency {
+        for ((target, histogram), unreached) in self.latency.iter().zip(&self.unreached) {
+            if let Some(why) = unreached {
+                table.add_row([target.to_string(), format!("never connected: {why}")]);
+            }
+            if histogram.is_empty() {
+                table.add_row([format!("{target}: change to list ms"), "-".into()]);
+                continue;
+            }
             let [p50, p90, p99, max] = spread(histogram);
             table.add_row([
                 format!("{target}: change to list ms p50 / p90 / p99 / max"),
@@ -40,10 +47,14 @@ impl Outcome {
 
     /// Everything, for machines.
     pub fn json(&self) -> Value {
-        let latency = self.latency.iter().map(|(target, histogram)| {
+        let seen = self.latency.iter().filter(|(_, histogram)| !histogram.is_empty());
+        let latency = seen.map(|(target, histogram)| {
             let [p50, p90, p99, max] = spread(histogram);
             let told = json!({ "p50": p50, "p90": p90, "p99": p99, "max": max, "count": histogram.len() });
             (target.to_string(), told)
+        });
+        let never = self.latency.iter().zip(&self.unreached).filter_map(|((target, _), unreached)| {
+            unreached.as_ref().map(|why| (target.to_string(), Value::from(why.as_str())))
         });
         json!({
             "verdict": if self.is_good() { "ok" } else { "failed" },
@@ -52,6 +63,7 @@ impl Outcome {
             "violations": self.violations_count,
             "first_violations": self.violations.iter().map(ToString::to_string).collect::<Vec<_>>(),
             "story": self.story,
+            "never_connected": never.collect::<serde_json::Map<_, _>>(),
             "latency_ms": latency.collect::<serde_json::Map<_, _>>(),
             "duration_s": self.seconds,
             "command": provenance::command(),

@@ -11,6 +11,10 @@ use crate::{
     samples::Delays,
 };
 
+/// What the words of a run's table mean.
+const LEGEND: &str = "push: one diff of one list to one client; it may cover several deliveries.\n\
+    latency counts from the planned time, service from the sending.";
+
 /// Everything worth reading about a run of links against a data node.
 pub fn of_links(outcome: &Outcome, verdict: &Verdict) -> String {
     let planned = outcome.deliveries_planned as f64 / outcome.window_s;
@@ -68,7 +72,7 @@ pub fn of_ingest(outcome: &IngestOutcome) -> String {
 
 /// Everything worth reading about a run.
 pub fn of_run(outcome: &Outcome, verdict: &Verdict) -> String {
-    table(rows(outcome, verdict))
+    format!("{}\n{LEGEND}", table(rows(outcome, verdict)))
 }
 
 fn rows(outcome: &Outcome, verdict: &Verdict) -> Vec<(&'static str, String)> {
@@ -247,7 +251,7 @@ fn delays(delays: &Delays) -> String {
 }
 
 /// A number with its thousands set apart.
-fn count(value: u64) -> String {
+pub(crate) fn count(value: u64) -> String {
     let digits = value.to_string();
     let mut out = String::new();
     for (index, digit) in digits.chars().enumerate() {

@@ -81,9 +81,44 @@ fn more_stalled_clients_than_can_be_are_refused_with_the_number_that_can() {
         .args("run --clients 50 --publishers 45 --services 5 --stalled-clients 6 --no-limit".split(' '))
         .output()
         .unwrap();
-    assert!(!output.status.success());
+    assert_eq!(output.status.code(), Some(2));
     let text = String::from_utf8_lossy(&output.stderr);
-    assert!(text.contains("only 5 of 50 publish nothing"), "{text}");
+    assert!(text.contains("here 45 of 50 publish"), "{text}");
+}
+
+/// Exit status and standard error of a command that ends before anything is started.
+fn refusal(arguments: &str) -> (Option<i32>, String) {
+    let output = Command::new(env!("CARGO_BIN_EXE_loadgen")).args(arguments.split(' ')).output().unwrap();
+    (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+#[test]
+fn mistakes_are_told_before_anything_is_started() {
+    for (arguments, status, words) in [
+        ("run --target 127.0.0.1:1", 1, "nothing listens on 127.0.0.1:1 (connection refused)"),
+        (
+            "run --json /nosuch/dir/x.json",
+            2,
+            "cannot write /nosuch/dir/x.json: there is no directory /nosuch/dir",
+        ),
+        ("run --set session.nope=1", 2, "session.nope"),
+        ("run --clients -5", 2, "-5 is not in 1.."),
+        ("replay --trace /nosuch.csv", 2, "/nosuch.csv"),
+    ] {
+        let (code, said) = refusal(arguments);
+        assert_eq!(code, Some(status), "{arguments}: {said}");
+        assert!(said.contains(words), "{arguments}: {said}");
+    }
+}
+
+#[test]
+fn a_probe_that_was_never_connected_says_why() {
+    let output = Command::new(env!("CARGO_BIN_EXE_loadgen"))
+        .args("probe --target 127.0.0.1:1 --duration 300ms --patience 100ms".split(' '))
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(said.contains("never connected: connection refused") && !said.contains("0.0 /"), "{said}");
 }
 
 #[test]

@@ -1,6 +1,10 @@
 //! The server binary: `slotcast standalone | data | session | meta | local | ctl | check-config | check-data`.
 
-use std::path::PathBuf;
+use std::{
+    io::{IsTerminal, stderr},
+    path::PathBuf,
+    process::ExitCode,
+};
 
 use anyhow::ensure;
 use clap::{Args, Parser, Subcommand};
@@ -11,6 +15,7 @@ use slotcast_net::{
     ctl::Ctl,
     data::{salvage::salvage_data, storage::check_data},
     local::Local,
+    output::{self, print, usage},
     process::{DataProcess, MetaProcess, SessionProcess, end_with, wait_for_end},
 };
 use tracing_subscriber::EnvFilter;
@@ -69,21 +74,25 @@ struct Settings {
     end_with: Option<u32>,
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> ExitCode {
+    output::end(run().map(|()| ExitCode::SUCCESS))
+}
+
+fn run() -> anyhow::Result<()> {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
-    match Cli::parse().role {
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(stderr().is_terminal())
+        .with_writer(stderr)
+        .init();
+    match output::arguments::<Cli>().role {
         Role::Standalone(settings) => {
             let config = settings.load()?;
-            ensure!(
-                config.nodes.len() == 1,
-                "standalone runs one data node, the configuration has {}",
-                config.nodes.len()
-            );
+            usage(check_standalone(&config))?;
             let data = DataProcess::start(&config)?;
             let session = SessionProcess::start(&config, None)?;
             println!(
-                "ready: clients {}, http {} and {}",
+                "ready: clients {}, data http {}, session http {}",
                 session.server.addr, data.admin.addr, session.admin.addr
             );
             wait_for_end(|| data.server.is_finished() || session.server.is_finished())?;
@@ -114,22 +123,23 @@ fn main() -> anyhow::Result<()> {
                 Some(out) => salvage_data(&dir, slot_count, &out)?,
                 None => check_data(&dir, slot_count)?,
             };
-            print!("{text}");
-            Ok(())
+            Ok(print(text)?)
         }
-        Role::Ctl(ctl) => {
-            print!("{}", ctl.run()?);
-            Ok(())
-        }
+        Role::Ctl(ctl) => Ok(print(ctl.run()?)?),
         Role::CheckConfig(settings) => {
             let config = settings.load()?;
-            config.data_options()?;
-            config.session_options()?;
-            config.meta_options()?;
-            print!("{}", toml::to_string(&config)?);
-            Ok(())
+            usage(config.data_options())?;
+            usage(config.session_options())?;
+            usage(config.meta_options())?;
+            Ok(print(toml::to_string(&config)?)?)
         }
     }
+}
+
+fn check_standalone(config: &Config) -> anyhow::Result<()> {
+    let nodes = config.nodes.len();
+    ensure!(nodes == 1, "standalone runs one data node, the configuration has {nodes}");
+    config.data_options().map(|_| ())
 }
 
 impl Settings {

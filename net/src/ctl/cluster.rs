@@ -124,7 +124,7 @@ pub(super) fn status(Status { view, replication }: &Status) -> String {
         rows.add_row([
             node.id.clone(),
             node.zone.clone(),
-            format!("{} ({} shards)", node.addr, node.shards),
+            format!("{} ({} {})", node.addr, node.shards, if node.shards == 1 { "shard" } else { "shards" }),
             if node.http == 0 { "none".into() } else { node.http.to_string() },
             node.incarnation.clone(),
             state(node),

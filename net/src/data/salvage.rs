@@ -38,6 +38,9 @@ pub fn salvage_data(folder: &Path, slot_count: u32, out: &Path) -> anyhow::Resul
 
 fn describe(found: &Salvaged) -> String {
     let mut text = String::new();
+    if found.faults.is_empty() && found.nameless == 0 && found.slots.values().all(|slot| slot.is_whole) {
+        text += "nothing was damaged\n";
+    }
     for fault in &found.faults {
         match fault.offset {
             Some(offset) => text += &format!("lost: {} at byte {offset}: {}\n", fault.file, fault.what),

@@ -20,10 +20,13 @@ use anyhow::{Context, anyhow};
 use crossbeam::channel;
 use glommio::{ExecutorJoinHandle, Placement};
 
-use crate::io::{
-    clock, executor,
-    ring::{RingConfig, RingSockets, Sockets, Waker},
-    role::Role,
+use crate::{
+    io::{
+        clock, executor,
+        ring::{RingConfig, RingSockets, Sockets, Waker},
+        role::Role,
+    },
+    output::why_not_listening,
 };
 
 /// What a thread that pumps a role needs to know.
@@ -92,7 +95,7 @@ impl Pump {
 /// Binds the one port that the listeners of several cores share. A second process on it fails.
 pub fn listen(addr: SocketAddr, count: usize, ring: &RingConfig) -> anyhow::Result<Vec<TcpListener>> {
     crate::io::ring::listen_group(addr, count, ring)
-        .with_context(|| format!("cannot listen on {addr}: is another process running there?"))
+        .map_err(|error| anyhow!("{} ({error})", why_not_listening(addr, error.kind())))
 }
 
 fn run<R: Role + 'static>(

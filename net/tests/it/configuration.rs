@@ -29,8 +29,12 @@ fn file(name: &str, text: &str) -> (tempfile::TempDir, PathBuf) {
 
 /// Exit status, standard output and standard error of `slotcast check-config`.
 fn check_config(arguments: &[&str]) -> (Option<i32>, String, String) {
-    let output =
-        Command::new(env!("CARGO_BIN_EXE_slotcast")).arg("check-config").args(arguments).output().unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_slotcast"))
+        .arg("check-config")
+        .args(arguments)
+        .env("RUST_BACKTRACE", "1")
+        .output()
+        .unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
     (output.status.code(), text(output.stdout), text(output.stderr))
 }
@@ -38,30 +42,53 @@ fn check_config(arguments: &[&str]) -> (Option<i32>, String, String) {
 #[test]
 fn unknown_keys_are_named_wherever_they_stand() {
     for (text, key) in [
-        ("slots = 7", "slots"),
-        ("[session]\nclient_max = 7", "client_max"),
-        ("[data]\nlease = \"3s\"", "lease"),
-        ("[[nodes]]\nid = \"a\"\naddr = \"127.0.0.1:1\"\nslots = [0, 1023]\nweight = 3", "weight"),
-        ("[sesion]\ncores = 1", "sesion"),
+        ("slots = 7", "slots is not known"),
+        ("[session]\nclient_max = 7", "session.client_max is not known: did you mean session.clients_max?"),
+        ("[data]\nlease = \"3s\"", "data.lease is not known"),
+        (
+            "[[nodes]]\nid = \"a\"\naddr = \"127.0.0.1:1\"\nslots = [0, 1023]\nweight = 3",
+            "unknown field `weight`",
+        ),
+        ("[sesion]\ncores = 1", "sesion.cores is not known: did you mean session.cores?"),
+        ("push_batch_max = 3", "push_batch_max is not known: did you mean session.push_batch_max?"),
     ] {
         let (_dir, path) = file("slotcast.toml", text);
         let said = format!("{:#}", Config::load(Some(&path), &[]).unwrap_err());
-        assert!(said.contains(&format!("unknown field `{key}`")), "{said}");
-        assert!(said.contains("slotcast.toml") && said.contains("check-config prints all keys"), "{said}");
+        assert!(said.contains(key), "{said}");
+        assert!(said.contains("slotcast.toml"), "{said}");
+        assert!(said.contains("check-config prints all keys") || said.contains("weight"), "{said}");
     }
-    assert_refused(&["session.client_max=7"], &["unknown field `client_max`", "session"]);
-    assert_refused(&["sesion.cores=1"], &["unknown field `sesion`"]);
+    assert_refused(&["session.client_max=7"], &["session.client_max is not known"]);
+    assert_refused(&["push_batch_mx=7"], &["did you mean session.push_batch_max?"]);
 }
 
 #[test]
 fn settings_that_are_no_settings_are_named() {
     assert_refused(&["session.cores"], &["\"session.cores\" is not of the form section.key=value"]);
-    assert_refused(&["session.cores=many"], &["invalid type: string \"many\"", "cores"]);
-    assert_refused(&["session.cores=-1"], &["cores"]);
-    assert_refused(&["data.session_lease=soon"], &["session_lease"]);
-    assert_refused(&["data.http=localhost"], &["http", "socket address"]);
+    assert_refused(
+        &["session.cores=many"],
+        &["session.cores = \"many\" has to be a whole number from 1 to 256"],
+    );
+    assert_refused(
+        &["session.push_batch_max=-1"],
+        &["push_batch_max = -1 has to be a whole number from 1 to 128"],
+    );
+    assert_refused(
+        &["data.session_lease=500"],
+        &["data.session_lease = 500 has to be a duration such as 500ms"],
+    );
+    assert_refused(
+        &["data.snapshot_rate=1MB"],
+        &["data.snapshot_rate = \"1MB\" has to be bytes as a whole number"],
+    );
+    assert_refused(&["data.storage=paper"], &["data.storage = \"paper\" has to be none, disk, tmpfs"]);
+    assert_refused(&["session.cpu=first"], &["has to be the number of a CPU"]);
+    assert_refused(
+        &["data.http=localhost"],
+        &["data.http = \"localhost\" has to be an IP and port such as 127.0.0.1:7600"],
+    );
     assert_refused(&["slot_count=1024", "slot_count.of=3"], &["slot_count in slot_count.of is no section"]);
-    assert_refused(&["session=3"], &["session"]);
+    assert_refused(&["session=3"], &["session = 3 has to be a section"]);
     assert_refused(&["nodes=[{id=\"a\",addr=\"127.0.0.1:1\",slots=[0]}]"], &["slots"]);
     assert_refused(&["nodes=[{addr=\"127.0.0.1:1\",slots=[0,1023]}]"], &["missing field `id`"]);
 }
@@ -81,7 +108,7 @@ fn members_of_a_cluster_that_nobody_could_reach_or_tell_apart_are_refused() {
     for (setting, words) in [
         ("data.id=\"\"", "data.id"),
         ("data.zone=\"a\\nb\"", "data.zone"),
-        ("data.shards=0", "data.shards has to be from 1 to 256"),
+        ("data.shards=0", "data.shards = 0 has to be a whole number from 1 to 256"),
         ("data.listen=0.0.0.0:7620", "data.advertise is needed"),
         ("data.replica_lag_max=0s", "data.replica_lag_max"),
     ] {
@@ -128,7 +155,7 @@ fn slot_tables_with_contradictions_are_refused() {
     assert_refused(&["nodes=[]"], &["at least one data node"]);
     assert_refused(&["data.id=elsewhere"], &["data.id = \"elsewhere\" is not among the nodes"]);
     let node = "{id=\"data-1\",addr=\"127.0.0.1:1\",slots=[0,1023],shards=0}";
-    assert_refused(&[&format!("nodes=[{node}]")], &["node data-1: shards has to be from 1 to 256"]);
+    assert_refused(&[&format!("nodes=[{node}]")], &["node data-1: shards = 0 has to be from 1 to 256"]);
     let node = "{id=\"data-1\",addr=\"127.0.0.1:65535\",slots=[0,1023],shards=2}";
     assert_refused(&[&format!("nodes=[{node}]")], &["node data-1: shard 1 has no port"]);
 }
@@ -140,22 +167,26 @@ fn values_that_contradict_each_other_are_refused() {
         assert_refused(&[&setting], &[&format!("slot_count = {count} has to be a power of two up to 32768")]);
     }
     assert_refused(&["slot_count=512"], &["do not lie in 0..512"]);
-    let contradictions = "contradicts itself";
     for (settings, words) in [
         (&["session.client_disconnect_grace=31s"][..], "session.client_disconnect_grace"),
         (&["data.session_lease=2s"], "a third of data.session_lease"),
-        (&["session.heartbeat_interval=0s"], "session.heartbeat_interval has to be above 0"),
-        (&["data.link_timeout=0s"], "data.link_timeout has to be above 0"),
+        (&["session.heartbeat_interval=0s"], "session.heartbeat_interval = 0s has to be above 0"),
+        (&["data.link_timeout=0s"], "data.link_timeout = 0s has to be above 0"),
         (&["session.push_interval_min=5s"], "session.push_interval_min has to be below"),
         (&["session.slow_client_eviction=4s"], "at most session.slow_client_eviction"),
-        (&["session.push_batch_max=0"], "session.push_batch_max has to be from 1 to 128"),
-        (&["session.push_batch_max=129"], "session.push_batch_max has to be from 1 to 128"),
-        (&["session.cores=0"], "session.cores has to be from 1 to 256"),
-        (&["session.clients_max=0"], "session.clients_max has to be at least 1"),
-        (&["session.accept_burst=0"], "session.accept_burst has to be at least 1"),
+        (&["session.push_batch_max=0"], "session.push_batch_max = 0 has to be a whole number from 1 to 128"),
+        (
+            &["session.push_batch_max=129"],
+            "session.push_batch_max = 129 has to be a whole number from 1 to 128",
+        ),
+        (&["session.cores=0"], "session.cores = 0 has to be a whole number from 1 to 256"),
+        (&["session.clients_max=0"], "session.clients_max = 0 has to be a whole number, at least 1"),
+        (&["session.accept_burst=0"], "session.accept_burst = 0 has to be a whole number, at least 1"),
         (&["session.listen=127.0.0.1:9", "session.http=127.0.0.1:9"], "listen and session.http are the same"),
     ] {
-        assert_refused(settings, &[words, contradictions]);
+        assert_refused(settings, &[words]);
+        let told = refusal(settings);
+        assert_eq!(told.contains("contradicts itself"), !words.contains(" = "), "{told}");
     }
 }
 
@@ -185,13 +216,16 @@ fn the_printed_defaults_load_again_and_print_the_same() {
 #[test]
 fn the_process_ends_with_an_error_that_names_the_key() {
     let (status, printed, said) = check_config(&["--set", "session.client_max=7"]);
-    assert_eq!((status, printed.as_str()), (Some(1), ""));
-    assert!(said.contains("unknown field `client_max`"), "{said}");
+    assert_eq!((status, printed.as_str()), (Some(2), ""));
+    assert!(
+        said.starts_with("error: session.client_max is not known") && said.lines().count() == 1,
+        "{said}"
+    );
     let (status, _, said) = check_config(&["--set", "slot_count=1000"]);
-    assert_eq!(status, Some(1));
+    assert_eq!(status, Some(2));
     assert!(said.contains("slot_count = 1000 has to be a power of two"), "{said}");
     let (status, _, said) = check_config(&["--config", "/nowhere/slotcast.toml"]);
-    assert_eq!(status, Some(1));
+    assert_eq!(status, Some(2));
     assert!(said.contains("/nowhere/slotcast.toml"), "{said}");
     let (status, _, said) = check_config(&["--sett", "x"]);
     assert_eq!(status, Some(2));

@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use slotcast_engine::{
     disk_op::{DiskOp, DiskQueue},
     id::Nanos,
@@ -32,15 +32,19 @@ pub struct DirectoryLock {
 impl DirectoryLock {
     /// Makes the directory if it is not there, and locks it.
     pub fn take(folder: &Path) -> anyhow::Result<Self> {
+        ensure!(
+            folder.is_dir() || !folder.exists(),
+            "the data directory {} is a file, not a directory: set data.data_dir",
+            folder.display()
+        );
         std::fs::create_dir_all(folder)
             .with_context(|| format!("cannot make the data directory {}", folder.display()))?;
         let path = folder.join(LOCK_FILE);
-        let mut file = File::options()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&path)
-            .with_context(|| format!("cannot open {}", path.display()))?;
+        let mut file =
+            File::options().create(true).truncate(false).write(true).open(&path).with_context(|| {
+                let uid = rustix::process::geteuid().as_raw();
+                format!("cannot open {}: the data directory must be writable by uid {uid}", path.display())
+            })?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => bail!(
