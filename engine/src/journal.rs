@@ -511,8 +511,8 @@ impl Journal {
     /// When [`Journal::flush`] has something to do although nothing happens.
     pub fn due_at(&self) -> Option<Nanos> {
         match self.state {
-            JournalState::Failed(at) => Some(at),
             _ if self.flight.is_some() => None,
+            JournalState::Failed(at) => Some(at),
             JournalState::Opening => Some(Nanos(0)),
             JournalState::Open => self.waiting_since.map(|since| since.after(self.config.batch_interval)),
         }

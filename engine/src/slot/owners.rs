@@ -25,8 +25,8 @@ pub(super) struct Owners {
     /// By number less one: nobody is in no table.
     owners: Vec<Owner>,
     vacant: Vec<u32>,
-    /// The numbers in the order of their sessions.
-    order: Vec<u32>,
+    /// The sessions in rising order, each with its number: what is searched lies together.
+    order: Vec<(SessionId, u32)>,
     nobody: Digest,
 }
 
@@ -44,7 +44,7 @@ impl Owners {
         if session == SessionId::NOBODY {
             return Some(OwnerNumber::NOBODY);
         }
-        self.place(session).ok().map(|place| OwnerNumber(self.order[place]))
+        self.place(session).ok().map(|place| OwnerNumber(self.order[place].1))
     }
 
     /// The number of a session that one more registration names from now on.
@@ -53,7 +53,7 @@ impl Owners {
             return OwnerNumber::NOBODY;
         }
         let number = match self.place(session) {
-            Ok(place) => self.order[place],
+            Ok(place) => self.order[place].1,
             Err(place) => {
                 let owner = Owner { session, digest: Digest::default(), named: 0 };
                 let number = match self.vacant.pop() {
@@ -66,7 +66,7 @@ impl Owners {
                         self.owners.len() as u32
                     }
                 };
-                self.order.insert(place, number);
+                self.order.insert(place, (session, number));
                 number
             }
         };
@@ -108,18 +108,19 @@ impl Owners {
 
     /// The sessions that own live registrations, in rising order, and nobody not among them.
     pub(super) fn sessions(&self) -> impl Iterator<Item = SessionId> {
-        let owners = self.order.iter().map(|number| &self.owners[*number as usize - 1]);
+        let owners = self.order.iter().map(|(_, number)| &self.owners[*number as usize - 1]);
         owners.filter(|owner| !owner.digest.is_empty()).map(|owner| owner.session)
     }
 
     /// Bytes taken.
     pub(super) fn bytes(&self) -> usize {
         self.owners.capacity() * size_of::<Owner>()
-            + (self.vacant.capacity() + self.order.capacity()) * size_of::<u32>()
+            + self.vacant.capacity() * size_of::<u32>()
+            + self.order.capacity() * size_of::<(SessionId, u32)>()
     }
 
     fn place(&self, session: SessionId) -> Result<usize, usize> {
-        self.order.binary_search_by_key(&session, |number| self.owners[*number as usize - 1].session)
+        self.order.binary_search_by_key(&session, |(session, _)| *session)
     }
 }
 
