@@ -23,7 +23,7 @@ use bench::{
         campaign::{CampaignSpec, campaign},
         explain,
         plan::{Plan, Shape},
-        planted,
+        planted::{self, Hunt},
         shrink::shrink,
         trace,
     },
@@ -264,9 +264,16 @@ enum What {
         /// Time for finding a shorter history of the first seed that fails
         #[arg(long, default_value = "60s")]
         shrink: humantime::Duration,
-        /// A fault that is planted and has to be found (with the feature planted-faults); `list` names them
+        /// A fault that is planted and has to be found (with the feature planted-faults); `list` names them, `all` takes one
+        /// after the other
         #[arg(long, value_name = "NAME")]
         planted: Option<String>,
+        /// Also write one line per seed here: its number and a digest of everything that happened in it
+        #[arg(long, value_name = "PATH")]
+        digests: Option<PathBuf>,
+        /// With `--planted all`: also write a table here, as Markdown
+        #[arg(long, value_name = "PATH")]
+        table: Option<PathBuf>,
         /// Also write the figures here
         #[arg(long, value_name = "PATH")]
         json: Option<PathBuf>,
@@ -342,12 +349,43 @@ fn run() -> anyhow::Result<()> {
             Ok(())
         }
         What::Crash { points, seed } => crash(points, seed),
-        What::Simulate { seeds, first, shape, threads, keep_going, shrink, planted, json } => {
+        What::Simulate {
+            seeds,
+            first,
+            shape,
+            threads,
+            keep_going,
+            shrink,
+            planted,
+            digests,
+            table,
+            json,
+        } => {
             let cores = std::thread::available_parallelism().map_or(1, usize::from);
             let threads = threads.unwrap_or(cores);
-            let spec =
-                CampaignSpec { shape, first, seeds, budget: None, seeds_min: seeds, threads, keep_going };
-            simulate(&spec, shrink.into(), planted.as_deref(), json)
+            let shrink = shrink.into();
+            let planted = match planted.as_deref() {
+                Some("list") => {
+                    planted::ALL.iter().for_each(|planted| println!("{:24} {}", planted.name, planted.what));
+                    return Ok(());
+                }
+                Some("all") => {
+                    return hunt(&Hunt { shape, first, seeds, threads, shrink }, json, table);
+                }
+                Some(name) => Some(planted::find(name)?.name),
+                None => None,
+            };
+            let spec = CampaignSpec {
+                shape,
+                first,
+                seeds,
+                budget: None,
+                seeds_min: seeds,
+                threads,
+                keep_going,
+                planted,
+            };
+            simulate(&spec, shrink, (json, digests))
         }
         What::Fixture { folder, list: true } => Ok(print(fixture::list_of(&folder)?)?),
         What::Fixture { folder, list: false } => fixture::write(&folder),
@@ -528,19 +566,46 @@ fn crash(points: u64, seed: u64) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Plants each fault in turn, and looks for the first seed that notices it.
+fn hunt(hunt: &Hunt, json: Option<PathBuf>, table: Option<PathBuf>) -> anyhow::Result<()> {
+    let bar = progress_bar()?;
+    let mut found = Vec::new();
+    for planted in &planted::ALL {
+        let planted = planted::find(planted.name)?;
+        bar.reset();
+        bar.set_message(planted.name);
+        bar.set_length(hunt.seeds);
+        let caught = planted.hunt(hunt, |done| bar.set_position(done));
+        bar.suspend(|| match &caught {
+            Some(caught) => {
+                println!("{} is noticed in seed {}: {}", planted.name, caught.seed, caught.violation.text)
+            }
+            None => println!("{} is not noticed in {} seeds", planted.name, hunt.seeds),
+        });
+        found.push((planted, caught));
+    }
+    bar.finish_and_clear();
+    println!("{}", planted::table(&found));
+    if let Some(path) = json {
+        let text = serde_json::to_string_pretty(&planted::json(hunt, &found))? + "\n";
+        fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    if let Some(path) = table {
+        fs::write(&path, planted::page(hunt, &found))
+            .with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    let missed: Vec<&str> =
+        found.iter().filter(|(_, caught)| caught.is_none()).map(|(planted, _)| planted.name).collect();
+    anyhow::ensure!(missed.is_empty(), "not noticed in {} seeds: {}", hunt.seeds, missed.join(", "));
+    Ok(())
+}
+
 fn simulate(
     spec: &CampaignSpec,
     shrinking: Duration,
-    fault: Option<&str>,
-    json: Option<PathBuf>,
+    (json, digests): (Option<PathBuf>, Option<PathBuf>),
 ) -> anyhow::Result<()> {
-    if fault == Some("list") {
-        for planted in planted::ALL {
-            say(format_args!("{:24} {}", planted.name, planted.what))?;
-        }
-        return Ok(());
-    }
-    planted::plant(fault)?;
+    let fault = spec.planted;
     let bar = progress_bar()?;
     bar.set_message("seeds");
     bar.set_length(spec.seeds);
@@ -565,8 +630,17 @@ fn simulate(
     if !found.missed(spec.shape).is_empty() {
         say(format_args!("never reached: {}", found.missed(spec.shape).join(", ")))?;
     }
+    println!("digest of all that happened: {:016x}", found.digest());
+    if !found.excused.is_empty() {
+        println!("seeds that fail without the planted fault, too: {:?}", found.excused);
+    }
+    if let Some(path) = digests {
+        let lines = found.digests.iter().map(|(seed, hash)| format!("{seed} {hash:016x}\n"));
+        fs::write(&path, lines.collect::<String>())
+            .with_context(|| format!("cannot write {}", path.display()))?;
+    }
     if let Some(path) = json {
-        let text = serde_json::to_string_pretty(&found.json(spec, fault))? + "\n";
+        let text = serde_json::to_string_pretty(&found.json(spec))? + "\n";
         fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
     }
     let Some((seed, violation)) = found.failed.first() else {
@@ -575,7 +649,7 @@ fn simulate(
         }
         return Ok(());
     };
-    let plan = Plan::of(spec.shape, *seed);
+    let plan = Plan::of(spec.shape, *seed).with_planted(fault);
     let all = plan.len() as u64;
     bar.reset();
     bar.set_message("shrinking");

@@ -1,23 +1,32 @@
 //! Faults planted on purpose: they show that the verdict of the load generator and that of the simulator notice. Without the
 //! feature `planted-faults` every function here is a constant `false`; with it the environment variable `SLOTCAST_FAULT`
-//! or the process itself chooses one. Never for production.
+//! chooses one for the process, or a thread one for what it drives. Never for production.
 
-use std::{
-    sync::OnceLock,
-    sync::atomic::{AtomicU64, Ordering},
-};
-
-static FAULT: OnceLock<String> = OnceLock::new();
-
-/// Plants a fault in this process, unless one is planted already.
+use std::sync::atomic::{AtomicU64, Ordering};
 #[cfg(feature = "planted-faults")]
-pub fn choose(name: &str) {
-    FAULT.get_or_init(|| name.into());
+use std::{cell::Cell, sync::OnceLock};
+
+#[cfg(feature = "planted-faults")]
+thread_local! {
+    static HERE: Cell<Option<&'static str>> = const { Cell::new(None) };
 }
 
+/// Plants a fault in the roles that this thread drives, in place of the one before; `None`: they are sound again.
+#[cfg(feature = "planted-faults")]
+pub fn plant_here(name: Option<&'static str>) {
+    HERE.set(name);
+}
+
+#[cfg(feature = "planted-faults")]
 fn chosen(name: &str) -> bool {
-    cfg!(feature = "planted-faults")
-        && FAULT.get_or_init(|| std::env::var("SLOTCAST_FAULT").unwrap_or_default()) == name
+    static OF_PROCESS: OnceLock<String> = OnceLock::new();
+    HERE.get() == Some(name)
+        || OF_PROCESS.get_or_init(|| std::env::var("SLOTCAST_FAULT").unwrap_or_default()) == name
+}
+
+#[cfg(not(feature = "planted-faults"))]
+fn chosen(_: &str) -> bool {
+    false
 }
 
 /// A data node takes a slot table that names an earlier run of it for its own.

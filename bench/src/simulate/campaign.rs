@@ -10,13 +10,14 @@ use std::{
 };
 
 use comfy_table::{Cell, CellAlignment, Table, presets};
+use slotcast_engine::id::mix64;
 
 use super::{
+    judge,
     network::{MS, SECOND},
     oracle::Violation,
-    plan::Shape,
+    plan::{Plan, Shape},
     reached::{OF_CLUSTER, RARE, Reached},
-    run,
 };
 
 /// Which seeds, and how.
@@ -36,6 +37,8 @@ pub struct CampaignSpec {
     pub threads: usize,
     /// Whether to go on after a failure.
     pub keep_going: bool,
+    /// A fault that is planted in every seed.
+    pub planted: Option<&'static str>,
 }
 
 /// What came of it.
@@ -47,6 +50,10 @@ pub struct Campaign {
     pub reached: Reached,
     /// Seeds that failed, in rising order, and what they violate.
     pub failed: Vec<(u64, Violation)>,
+    /// Seeds that fail with the planted fault or without, in rising order.
+    pub excused: Vec<u64>,
+    /// What happened in each seed, in rising order, as a digest: the same before and after a change that changes no behaviour.
+    pub digests: Vec<(u64, u64)>,
     /// Virtual nanoseconds simulated.
     pub simulated: u64,
     /// How long it took.
@@ -76,8 +83,13 @@ impl Campaign {
         kinds
     }
 
+    /// One digest of everything that happened in all seeds.
+    pub fn digest(&self) -> u64 {
+        self.digests.iter().fold(0, |sum: u64, (seed, hash)| mix64(sum.rotate_left(5) ^ mix64(*seed) ^ *hash))
+    }
+
     /// The figures for a program.
-    pub fn json(&self, spec: &CampaignSpec, planted: Option<&str>) -> serde_json::Value {
+    pub fn json(&self, spec: &CampaignSpec) -> serde_json::Value {
         let failed = self.failed.iter().map(|(seed, violation)| {
             serde_json::json!({ "seed": seed, "at_ms": violation.at / MS, "violation": violation.text })
         });
@@ -85,9 +97,10 @@ impl Campaign {
             self.reached.fields().into_iter().map(|(name, count)| (name.into(), count.into())).collect();
         serde_json::json!({
             "shape": format!("{:?}", spec.shape).to_lowercase(),
-            "planted": planted,
+            "planted": spec.planted,
             "first_seed": spec.first,
             "seeds": self.seeds,
+            "digest": format!("{:016x}", self.digest()),
             "threads": spec.threads,
             "failed": failed.collect::<Vec<_>>(),
             "simulated_s": self.simulated as f64 / SECOND as f64,
@@ -125,11 +138,15 @@ pub fn campaign(spec: &CampaignSpec, progress: impl Fn(u64) + Sync) -> Campaign 
                 return;
             }
             let seed = spec.first + number;
-            let outcome = run(spec.shape, seed);
+            let (outcome, is_excused) = judge(&Plan::of(spec.shape, seed).with_planted(spec.planted));
             let Ok(mut found) = found.lock() else { return };
             found.seeds += 1;
             found.reached.add(&outcome.reached);
             found.simulated += outcome.simulated;
+            found.digests.push((seed, outcome.hash));
+            if is_excused {
+                found.excused.push(seed);
+            }
             if let Some((violation, _)) = outcome.failure {
                 found.failed.push((seed, violation));
                 stop.fetch_or(!spec.keep_going, Ordering::Relaxed);
@@ -144,6 +161,8 @@ pub fn campaign(spec: &CampaignSpec, progress: impl Fn(u64) + Sync) -> Campaign 
     });
     let mut found = found.into_inner().unwrap_or_default();
     found.failed.sort_by_key(|(seed, _)| *seed);
+    found.excused.sort_unstable();
+    found.digests.sort_unstable();
     found.elapsed = began.elapsed();
     found
 }

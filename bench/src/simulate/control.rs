@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use crossbeam::channel::{Sender, bounded};
 use prometheus_client::registry::Registry;
-use slotcast_engine::id::{Nanos, SlotId};
+use slotcast_engine::id::Nanos;
 use slotcast_net::{
     meta::{
         core::MetaConfig,
@@ -49,6 +49,16 @@ impl StoreState {
     /// An old backup is restored: one of the earlier tables, or none.
     fn set_back(&mut self, chance: usize) {
         self.held = chance % self.held.max(1);
+    }
+
+    /// The newest table that it has had of an epoch below `epoch`.
+    pub fn older_than(&self, epoch: u64) -> Option<&SlotTable> {
+        self.tables.iter().rev().find(|table| table.epoch < epoch)
+    }
+
+    /// The largest epoch that it has had a table of.
+    pub fn latest_epoch(&self) -> u64 {
+        self.tables.last().map_or(0, |table| table.epoch)
     }
 
     fn table(&self) -> Option<&SlotTable> {
@@ -188,9 +198,13 @@ impl World {
             store.now = now;
         }
         meta.side.store_table();
-        if let Some(table) = self.store.lock().ok().and_then(|store| store.tables.last().cloned()) {
-            let slots = table.slots.iter().enumerate().filter(|(_, entry)| entry.is_unclean);
-            self.oracle.unclean.extend(slots.map(|(slot, _)| SlotId(slot as u16)));
+        let unclean = self.store.lock().ok().and_then(|store| {
+            let table = store.tables.last()?;
+            Some((table.epoch, table.slots.iter().position(|entry| entry.is_unclean)?))
+        });
+        if let Some((epoch, slot)) = unclean {
+            let text = format!("by table {epoch} a node leads slot {slot} that may lack what is persistent");
+            self.oracle.fail(None, text);
         }
         meta.side.campaign(clock, || clock);
         meta.store_at = now + CAMPAIGN.as_nanos() as u64;
@@ -216,9 +230,18 @@ impl World {
         let now = self.net.now;
         if let Ok(mut store) = self.store.lock() {
             match trouble {
-                StoreTrouble::Down(nanos) => store.down_until = now + nanos,
-                StoreTrouble::Slow(nanos) => store.slow_until = now + nanos,
-                StoreTrouble::SetBack => store.set_back(chance),
+                StoreTrouble::Down(nanos) => {
+                    store.down_until = now + nanos;
+                    self.reached.store_away += 1;
+                }
+                StoreTrouble::Slow(nanos) => {
+                    store.slow_until = now + nanos;
+                    self.reached.store_slow += 1;
+                }
+                StoreTrouble::SetBack => {
+                    store.set_back(chance);
+                    self.reached.store_set_back += 1;
+                }
             }
         }
     }

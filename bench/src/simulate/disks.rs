@@ -22,6 +22,8 @@ impl World {
     /// everything that the disk has seen.
     pub(super) fn recover(&mut self, host: usize, config: &mut ShardConfig) -> (Recovered, StorageConfig) {
         let disk = &mut self.disks[host];
+        // Nobody starts a node before there is room.
+        disk.is_full = false;
         let layout = Layout::read(disk, SLOTS, &[]).expect("a directory that this version has written");
         config.epoch = layout.next_epoch().max(config.epoch);
         let mut queue = DiskQueue::default();

@@ -4,8 +4,9 @@ use super::{
     control::StoreTrouble,
     hosts::{Actor, Kind, Layout},
     network::{MS, SECOND, Task},
-    plan::Shape,
+    plan::{BUSY, HOUR, Shape},
     rng::Rng,
+    strangers::Guise,
     world::World,
 };
 
@@ -94,6 +95,45 @@ pub enum Fault {
         /// Its session is not told.
         silent: bool,
     },
+    /// Nothing gets from a data node to some hosts, nor back if `both`; then its process is killed, if `down` is not 0.
+    Isolate {
+        /// Its host.
+        node: usize,
+        /// The others, a bit for each host.
+        from: u64,
+        /// Neither way, instead of one way that chance chooses for all of them.
+        both: bool,
+        /// How long.
+        nanos: u64,
+        /// How long it is away afterwards.
+        down: u64,
+    },
+    /// Somebody is there who should not.
+    Stranger {
+        /// Who.
+        guise: Guise,
+        /// How long.
+        nanos: u64,
+    },
+    /// The disk of a data node is full.
+    FullDisk {
+        /// Its host.
+        node: usize,
+        /// How long.
+        nanos: u64,
+    },
+    /// All processes of the control plane are killed, and find an old backup in their store when they come back.
+    Restore {
+        /// How long they are away.
+        down: u64,
+    },
+    /// The clock of a machine is set back by an hour, and it starts again.
+    ClockBack {
+        /// The host.
+        host: usize,
+        /// How long it is away.
+        down: u64,
+    },
     /// A client does not read for a while.
     SlowClient {
         /// Its host.
@@ -172,17 +212,55 @@ impl Fault {
 }
 
 impl Fault {
+    /// One of those that cut a data node off from several others, bring strangers, or set a clock back.
+    pub fn choose_hard(rng: &mut Rng, layout: &Layout, on_disk: bool) -> Self {
+        let node = rng.below(layout.nodes);
+        match rng.below(100) {
+            0..50 => {
+                let mask = |hosts: std::ops::Range<usize>| hosts.fold(0, |mask, host| mask | 1u64 << host);
+                let others = mask(layout.nodes()) & !(1 << node);
+                let session = 1 << (layout.sessions().start + rng.below(layout.sessions));
+                let from = match rng.below(6) {
+                    0 => others,
+                    1 => others | mask(layout.metas()),
+                    2 | 3 => others | session,
+                    4 => others | session | mask(layout.metas()),
+                    _ => session | mask(layout.metas()),
+                };
+                let longest = if rng.chance(50) { 2500 } else { 9500 };
+                let nanos = rng.range(200, longest) * MS;
+                let down = if rng.chance(60) { rng.range(3000, 9000) * MS } else { 0 };
+                Fault::Isolate { node, from, both: rng.chance(70), nanos, down }
+            }
+            50..57 if on_disk => Fault::FullDisk { node, nanos: rng.range(500, 8000) * MS },
+            50..60 => Fault::Restore { down: rng.range(50, 3000) * MS },
+            60..92 => {
+                let guise = Guise::choose(rng, layout);
+                Fault::Stranger { guise, nanos: rng.range(1000, 8000) * MS }
+            }
+            _ => {
+                let hosts = layout.metas().end;
+                Fault::ClockBack { host: rng.below(hosts), down: rng.range(50, 3000) * MS }
+            }
+        }
+    }
+
     /// How long it lasts.
     pub fn nanos(&self) -> u64 {
         match *self {
             Fault::Partition { nanos, .. }
+            | Fault::Stranger { nanos, .. }
+            | Fault::FullDisk { nanos, .. }
             | Fault::Pause { nanos, .. }
             | Fault::Drain { nanos, .. }
             | Fault::SlowClient { nanos, .. }
             | Fault::Store(StoreTrouble::Down(nanos) | StoreTrouble::Slow(nanos)) => nanos,
             Fault::CrashSession { down, .. }
             | Fault::CrashNode { down, .. }
+            | Fault::ClockBack { down, .. }
+            | Fault::Restore { down }
             | Fault::CrashMeta { down, .. } => down,
+            Fault::Isolate { nanos, down, .. } => nanos + down,
             _ => 0,
         }
     }
@@ -195,6 +273,8 @@ impl Fault {
             Fault::Pause { host, .. } | Fault::ClockJump { host, .. } => !is_client(host),
             Fault::ResetLink(_) | Fault::HalfOpenLink(_) | Fault::CrashSession { .. } => true,
             Fault::CrashNode { .. } | Fault::CrashMeta { .. } | Fault::Store(_) | Fault::Drain { .. } => true,
+            Fault::Isolate { .. } | Fault::Stranger { .. } | Fault::ClockBack { .. } => true,
+            Fault::FullDisk { .. } | Fault::Restore { .. } => true,
             _ => false,
         }
     }
@@ -268,6 +348,49 @@ impl World {
                 self.drain(node, true);
                 self.net.schedule(now + nanos, Task::Use(node));
             }
+            Fault::Isolate { node, from, both, nanos, down } => {
+                self.reached.isolations += 1;
+                let there = rng.below(2) == 0;
+                for other in (0..self.plan.layout.len()).filter(|host| from & (1 << host) != 0) {
+                    self.disturb(other, now + nanos);
+                    for (near, far) in [(node, other), (other, node)] {
+                        if both || there == (near == node) {
+                            self.net.block(near, far, now + nanos);
+                            self.net.schedule(now + nanos, Task::Heal(near, far, false));
+                        }
+                    }
+                }
+                if down > 0 {
+                    self.net.schedule(now + nanos, Task::After(number));
+                }
+            }
+            Fault::Stranger { guise, nanos } => {
+                self.begin_guise(guise);
+                self.net.schedule(now + nanos, Task::After(number));
+            }
+            Fault::FullDisk { node, nanos } => {
+                self.reached.full_disks += 1;
+                self.disks[node].is_full = true;
+                self.net.schedule(now + nanos, Task::After(number));
+            }
+            Fault::Restore { down } => {
+                self.trouble_store(StoreTrouble::SetBack, rng.below(1000));
+                for host in self.plan.layout.metas() {
+                    if self.crash(host, false) {
+                        self.reached.meta_restarts += 1;
+                        self.net.schedule(now + down, Task::Boot(host));
+                    }
+                }
+            }
+            Fault::ClockBack { host, down } => {
+                self.disturb(host, now + down);
+                self.reached.clocks_set_back += 1;
+                let state = &mut self.net.hosts[host];
+                state.clock_ahead = state.clock_ahead.saturating_sub(HOUR);
+                self.crash(host, false);
+                self.crash_disk(host);
+                self.net.schedule(now + down, Task::Boot(host));
+            }
             Fault::Storm(session) => {
                 for host in self.plan.layout.clients() {
                     for pair in self.net.between(host, session) {
@@ -295,6 +418,22 @@ impl World {
         }
     }
 
+    /// What follows when the time of a fault is over.
+    pub(super) fn inflict_after(&mut self, number: usize) {
+        let fault = self.plan.faults[number].fault;
+        match fault {
+            // All is quiet by then if it came late.
+            Fault::Isolate { node, down, .. } if self.net.now < BUSY && self.crash(node, false) => {
+                self.crash_disk(node);
+                self.reached.node_restarts += 1;
+                self.net.schedule(self.net.now + down, Task::Boot(node));
+            }
+            Fault::FullDisk { node, .. } => self.disks[node].is_full = false,
+            Fault::Stranger { guise, .. } => self.end_guise(guise.host(&self.plan.layout)),
+            _ => {}
+        }
+    }
+
     fn break_client(&mut self, host: usize, mut sides: impl FnMut() -> usize) {
         for session in self.plan.layout.sessions() {
             for pair in self.net.between(host, session) {
@@ -318,7 +457,7 @@ impl World {
         }
     }
 
-    fn crash(&mut self, host: usize, silent: bool) -> bool {
+    pub(super) fn crash(&mut self, host: usize, silent: bool) -> bool {
         let Some(actor) = self.actors[host].take() else { return false };
         let name = self.plan.layout.name(host);
         self.oracle.say(None, || format!("{name} crashes{}", if silent { ", silently" } else { "" }));
@@ -336,10 +475,11 @@ impl World {
             Actor::Session(id, _) => self.oracle.session_ended(*id),
             Actor::Node(node) => {
                 self.oracle.node_ended(node.process);
-                self.reached.tombstones_dropped += node.role.shard().stats().tombstones_dropped;
-                self.reached.leases_ended += node.role.shard().stats().leases_ended;
+                self.reached.count_shard(&node.role.shard().stats());
             }
-            Actor::Meta(_) | Actor::Client(..) => {}
+            Actor::Meta(meta) => self.reached.count_meta(&meta.node.core().counters()),
+            Actor::Liar(liar) => self.count_liar(liar),
+            Actor::Client(..) => {}
         }
     }
 
@@ -347,6 +487,8 @@ impl World {
     pub(super) fn quiet(&mut self) {
         self.oracle.say(None, || "quiet: all is healed".into());
         self.net.heal_all();
+        self.end_guises();
+        self.disks.iter_mut().for_each(|disk| disk.is_full = false);
         for host in 0..self.actors.len() {
             self.net.hosts[host].paused_until = 0;
             if self.actors[host].is_none() {

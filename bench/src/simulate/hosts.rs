@@ -26,8 +26,10 @@ use slotcast_net::{
 
 use super::{
     control::{CLUSTER, Meta},
+    liars::{ELSEWHERE, Liar},
     network::{SECOND, address},
     plan::Shape,
+    strangers::Guise,
     world::World,
 };
 
@@ -51,6 +53,8 @@ pub struct Layout {
     pub metas: usize,
     /// Clients.
     pub clients: usize,
+    /// Hosts of strangers: none, or one for a data node that does not belong here and one for a liar.
+    pub strangers: usize,
 }
 
 /// What a host runs.
@@ -64,12 +68,14 @@ pub enum Kind {
     Meta,
     /// A client.
     Client,
+    /// Somebody who says what is not so.
+    Liar,
 }
 
 impl Layout {
     /// All hosts.
     pub fn len(&self) -> usize {
-        self.clients().end
+        self.clients().end + self.strangers
     }
 
     /// Whether there are none.
@@ -99,16 +105,28 @@ impl Layout {
         first..first + self.clients
     }
 
+    /// The host of a data node that does not belong here.
+    pub fn spare(&self) -> usize {
+        self.clients().end
+    }
+
+    /// The host of a liar.
+    pub fn liar(&self) -> usize {
+        self.clients().end + 1
+    }
+
     /// What a host runs.
     pub fn kind(&self, host: usize) -> Kind {
-        if self.nodes().contains(&host) {
+        if self.nodes().contains(&host) || host == self.spare() {
             Kind::Node
         } else if self.sessions().contains(&host) {
             Kind::Session
         } else if self.metas().contains(&host) {
             Kind::Meta
-        } else {
+        } else if self.clients().contains(&host) {
             Kind::Client
+        } else {
+            Kind::Liar
         }
     }
 
@@ -119,6 +137,7 @@ impl Layout {
             Kind::Session => format!("session-{host}"),
             Kind::Meta => format!("meta-{host}"),
             Kind::Client => format!("client@{host}"),
+            Kind::Liar => format!("liar-{host}"),
         }
     }
 }
@@ -143,6 +162,8 @@ pub enum Actor {
     Meta(Box<Meta>),
     /// A client, by its number.
     Client(usize, Box<ClientState>),
+    /// Somebody who says what is not so.
+    Liar(Box<Liar>),
 }
 
 impl Actor {
@@ -152,6 +173,7 @@ impl Actor {
             Actor::Session(_, session) => session.as_mut(),
             Actor::Meta(meta) => &mut meta.node,
             Actor::Client(_, client) => client.as_mut(),
+            Actor::Liar(liar) => liar.as_mut(),
         }
     }
 
@@ -167,15 +189,21 @@ impl Actor {
 impl World {
     /// Starts the process of a host, unless it runs.
     pub(super) fn boot(&mut self, host: usize) {
-        let is_left_out = self.plan.layout.kind(host) == Kind::Client && !self.plan.clients.contains(&host);
+        let (kind, guise) = (self.plan.layout.kind(host), self.guises.get(&host).copied());
+        let is_left_out = match kind {
+            Kind::Client => !self.plan.clients.contains(&host),
+            _ => host >= self.plan.layout.clients().end && guise.is_none(),
+        };
         if self.actors[host].is_some() || is_left_out {
             return;
         }
-        let actor = match self.plan.layout.kind(host) {
-            Kind::Node => self.new_node(host),
-            Kind::Session => self.new_session(host),
-            Kind::Meta => self.new_meta(host),
-            Kind::Client => self.new_client(host),
+        let actor = match (kind, guise) {
+            (_, Some(Guise::Liar(lie, _))) => self.new_liar(host, lie),
+            (Kind::Liar, _) => return,
+            (Kind::Node, _) => self.new_node(host),
+            (Kind::Session, _) => self.new_session(host),
+            (Kind::Meta, _) => self.new_meta(host),
+            (Kind::Client, _) => self.new_client(host),
         };
         self.actors[host] = Some(actor);
         self.net.boot(host);
@@ -200,9 +228,13 @@ impl World {
     fn new_node(&mut self, host: usize) -> Actor {
         let (identity, sizes) = (self.identity(), self.plan.sizes.clone());
         let process = self.oracle.node_started(host);
+        let slot_count = match self.guises.get(&host) {
+            Some(Guise::OtherSlots) => SLOTS * 2,
+            _ => SLOTS,
+        };
         let mut config = ShardConfig {
-            slot_count: SLOTS,
-            slots: 0..=(SLOTS - 1) as u16,
+            slot_count,
+            slots: 0..=(slot_count - 1) as u16,
             shard: 0,
             shards: 1,
             epoch: 1,
@@ -215,7 +247,8 @@ impl World {
         };
         let limits =
             NodeLimits { link_buffer_max: sizes.node_link_buffer, links_max: 64, ..NodeLimits::default() };
-        let found = sizes.on_disk.then(|| self.recover(host, &mut config));
+        let has_disk = sizes.on_disk && slot_count == SLOTS;
+        let found = has_disk.then(|| self.recover(host, &mut config));
         let metrics = self.node_metrics.clone();
         let mut role = match self.plan.shape {
             Shape::Single => Node::new(config.clone(), limits, identity, metrics),
@@ -231,14 +264,19 @@ impl World {
             disk = Some(side);
         }
         #[cfg(feature = "planted-faults")]
-        role.plant(super::planted::of_engine());
+        role.plant(self.plan.planted.and_then(super::planted::of_engine));
         Actor::Node(Box::new(NodeProcess { process, role, disk }))
     }
 
     fn membership(&self, host: usize, incarnation: u64) -> ClusterConfig {
         let (layout, addr) = (&self.plan.layout, address(host));
+        let (id, cluster) = match self.guises.get(&host) {
+            Some(Guise::Twin(other)) => (*other, CLUSTER),
+            Some(Guise::OtherCluster) => (host, ELSEWHERE),
+            _ => (host, CLUSTER),
+        };
         let entry = NodeEntry {
-            id: layout.name(host).as_str().into(),
+            id: layout.name(id).as_str().into(),
             incarnation,
             zone: if host.is_multiple_of(2) { "east".into() } else { "west".into() },
             ip: addr.ip(),
@@ -247,7 +285,7 @@ impl World {
             draining: false,
         };
         ClusterConfig {
-            cluster: CLUSTER.into(),
+            cluster: cluster.into(),
             metas: layout.metas().map(address).collect(),
             entry: Arc::new(entry),
             board: Board::new(1),

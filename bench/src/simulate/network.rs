@@ -9,7 +9,8 @@ mod sockets;
 mod streams;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque},
     net::{IpAddr, Ipv4Addr, SocketAddr},
 };
 
@@ -27,7 +28,7 @@ pub const SECOND: u64 = 1000 * MS;
 const PORT: u16 = 7600;
 
 /// What is due at some time. Variants without explanation belong to the world.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Task {
     /// The front of the pipe from this end arrives.
     Arrive(usize, usize),
@@ -51,6 +52,8 @@ pub enum Task {
     Disk(usize),
     /// What the data node on this host led is to be led by others by now.
     Detect(usize),
+    /// What follows when the time of the fault with this number is over.
+    After(usize),
     /// The data node on this host is not to be emptied any more.
     Use(usize),
     /// All faults end.
@@ -144,7 +147,8 @@ pub struct Host {
     /// When it runs next; 0: not planned.
     pub run_at: u64,
     free: BTreeSet<usize>,
-    conns: BTreeMap<ConnId, (usize, usize)>,
+    /// Connections by their places: pair and end.
+    conns: Vec<Option<(ConnId, usize, usize)>>,
     indexes: usize,
     generation: u64,
     window: (u64, u64),
@@ -178,8 +182,8 @@ pub struct Network {
     /// The virtual time.
     pub now: u64,
     seed: u64,
-    /// What is due, by time.
-    pub queue: BTreeMap<(u64, u64), Task>,
+    /// What is due: by time, then in the order in which it was planned.
+    queue: BinaryHeap<Reverse<(u64, u64, Task)>>,
     sequence: u64,
     /// All machines.
     pub hosts: Vec<Host>,
@@ -204,6 +208,14 @@ pub fn address(host: usize) -> SocketAddr {
     SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 0, 0, host as u8)), PORT)
 }
 
+impl Host {
+    /// The pair and the end of a connection that its role still sees.
+    fn find(&self, conn: ConnId) -> Option<(usize, usize)> {
+        let (held, pair, end) = (*self.conns.get(conn.index())?)?;
+        (held == conn).then_some((pair, end))
+    }
+}
+
 impl Network {
     /// Hosts that are all down.
     pub fn new(seed: u64, hosts: usize) -> Self {
@@ -213,7 +225,7 @@ impl Network {
             paused_until: 0,
             run_at: 0,
             free: BTreeSet::new(),
-            conns: BTreeMap::new(),
+            conns: Vec::new(),
             indexes: 0,
             generation: 0,
             window: (64 * 1024, 64 * 1024),
@@ -223,7 +235,7 @@ impl Network {
         Self {
             now: 1,
             seed,
-            queue: BTreeMap::new(),
+            queue: BinaryHeap::new(),
             sequence: 0,
             hosts: (0..hosts).map(host).collect(),
             pairs: Vec::new(),
@@ -244,7 +256,12 @@ impl Network {
     /// Plans something.
     pub fn schedule(&mut self, at: u64, task: Task) {
         self.sequence += 1;
-        self.queue.insert((at.max(self.now), self.sequence), task);
+        self.queue.push(Reverse((at.max(self.now), self.sequence, task)));
+    }
+
+    /// Takes what is due next, and when it is.
+    pub fn next_due(&mut self) -> Option<(u64, Task)> {
+        self.queue.pop().map(|Reverse((at, _, task))| (at, task))
     }
 
     /// Takes something that happened into the digest.
@@ -335,7 +352,7 @@ impl Network {
 
     /// Whether nothing gets from one host to another.
     pub fn is_blocked(&self, from: usize, to: usize) -> bool {
-        self.blocked.get(&(from, to)).is_some_and(|until| self.now < *until)
+        !self.blocked.is_empty() && self.blocked.get(&(from, to)).is_some_and(|until| self.now < *until)
     }
 
     /// Ends every partition.

@@ -14,7 +14,8 @@
 //!    session: it is kept only because absence is not removal, until its owner is known to be complete.
 //! 4. *No wrong removal.* A leader unlists a registration only if its client withdrew it, or if the owning session
 //!    saw that connection end and its grace (in a storm, or when the session itself closed it: its lease) is over, or if
-//!    the lease of the owning session has run out in running time of the data node.
+//!    the lease of the owning session has run out in running time of the data node; or if that session is the owner only as far
+//!    as this leader knows, and another one, who may be a leader no more, has heard that it is not.
 //! 5. *Absence is not removal.* A registration that a new term has never listed vanishes from a subscriber only for one of the
 //!    reasons of 4, where the lease counts from the start of that term.
 //! 6. *No resurrection.* Once a removal is acknowledged, no leader that answers readers lists the registration until it is
@@ -27,7 +28,10 @@
 //!    nothing again. No connection carries more than a bounded number of writes in a second, whatever breaks.
 //! 10. *Led again in time.* When a data node is lost and nothing else is wrong, others answer for its slots within
 //!     [`DETECTION_MAX`].
-//! 11. *In the end* every list is exactly the set of registrations that clients hold (checked when all is healed).
+//! 11. *The table never goes back*: a process that has gone by a slot table goes by no older one.
+//! 12. *No former leader.* A session that goes by a table takes nothing into a list that is of a leader before that of the
+//!     table.
+//! 13. *In the end* every list is exactly the set of registrations that clients hold (checked when all is healed).
 //!
 //! What the loss of a data node's memory makes impossible, and so is not promised: a session that was cut off while a
 //! registration moved on or was withdrawn may tell a new leader what it still holds, until it learns better.
@@ -36,6 +40,7 @@
 mod connections;
 mod end;
 mod lists;
+mod tables;
 mod views;
 mod wants;
 
@@ -112,6 +117,9 @@ pub struct Seen {
     pub accepts_confirmed: u64,
     pub accepts_late: u64,
     pub copies_compared: u64,
+    pub forks: u64,
+    pub migrations: u64,
+    pub later_tables: u64,
     pub persistent_acknowledged: u64,
     pub persistent_refused: u64,
     pub not_durable_yet: u64,
@@ -142,6 +150,8 @@ pub struct Oracle {
     /// Clients that have said goodbye, or were about to.
     gone: BTreeSet<usize>,
     sessions: BTreeMap<SessionId, Incarnation>,
+    /// Those that live.
+    living: BTreeSet<SessionId>,
     views: BTreeMap<(usize, usize), View>,
     processes: Vec<Process>,
     terms: Vec<Term>,
@@ -153,7 +163,9 @@ pub struct Oracle {
     /// Epochs whose end nobody could look at, and the last revision of them that was seen.
     unseen: BTreeMap<(SlotId, u32), Revision>,
     settle: u64,
-    /// Slots that were ever led by a node that may lack what was acknowledged as persistent.
+    /// The table that each session goes by, and what it has of each data id: leader epoch and revision.
+    told: BTreeMap<SessionId, tables::Told>,
+    /// Slots of which what was acknowledged as persistent may be lost with a disk: its node's place was taken.
     pub unclean: BTreeSet<SlotId>,
 }
 
@@ -175,6 +187,7 @@ impl Oracle {
             client_of: BTreeMap::new(),
             gone: BTreeSet::new(),
             sessions: BTreeMap::new(),
+            living: BTreeSet::new(),
             views: BTreeMap::new(),
             processes: Vec::new(),
             terms: Vec::new(),
@@ -183,6 +196,7 @@ impl Oracle {
             opened: BTreeMap::new(),
             unseen: BTreeMap::new(),
             settle,
+            told: BTreeMap::new(),
             unclean: BTreeSet::new(),
         }
     }

@@ -8,11 +8,19 @@ use super::{
     rng::Rng,
 };
 
+/// What a clock is set back by.
+pub const HOUR: u64 = 3600 * SECOND;
+
 /// Faults and operations end here.
 pub const BUSY: u64 = 60 * SECOND;
 
 /// After so long without a fault every slot has all its members, and they are in sync.
 const CALM: u64 = 14 * SECOND;
+
+/// Seeds of clusters, of a hundred, in which there are strangers, cut off nodes and clocks set back, too.
+const HARD_PERCENT: u64 = 55;
+/// Numbers of faults and operations that come with those begin here.
+const HARD_NUMBERS: u64 = 1_000_000;
 
 /// What there is of everything.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
@@ -81,6 +89,8 @@ pub struct Plan {
     pub operations: Vec<Operation>,
     /// Faults by number.
     pub faults: Vec<PlannedFault>,
+    /// What is made wrong in the roles themselves, if anything; see [`super::planted`].
+    pub planted: Option<&'static str>,
 }
 
 impl Plan {
@@ -88,12 +98,15 @@ impl Plan {
     pub fn of(shape: Shape, seed: u64) -> Self {
         let mut rng = Rng::of(&[seed, 0]);
         let layout = match shape {
-            Shape::Single => Layout { nodes: 1, sessions: 2, metas: 0, clients: 12 + rng.below(14) },
+            Shape::Single => {
+                Layout { nodes: 1, sessions: 2, metas: 0, clients: 12 + rng.below(14), strangers: 0 }
+            }
             Shape::Cluster => Layout {
                 nodes: 3 + rng.below(2),
                 sessions: 2 + rng.below(2),
                 metas: 1 + rng.below(2),
                 clients: 20 + rng.below(8),
+                strangers: 2,
             },
         };
         let sizes = Sizes {
@@ -112,10 +125,21 @@ impl Plan {
         };
         let mut operations: Vec<Operation> =
             (0..count).map(|number| Operation { number, at: rng.range(SECOND / 2, BUSY) }).collect();
+        let mut faults = plan_faults(&mut rng, shape, &layout);
+        if shape == Shape::Cluster {
+            let mut rng = Rng::of(&[seed, 5]);
+            if rng.chance(HARD_PERCENT) {
+                plan_hardship(&mut rng, (&layout, sizes.on_disk), &mut faults, &mut operations);
+            }
+        }
         operations.sort_by_key(|operation| operation.at);
-        let faults = plan_faults(&mut rng, shape, &layout);
         let clients = layout.clients().collect();
-        Self { seed, shape, layout, sizes, clients, operations, faults }
+        Self { seed, shape, layout, sizes, clients, operations, faults, planted: None }
+    }
+
+    /// The same with a fault planted in the roles.
+    pub fn with_planted(&self, planted: Option<&'static str>) -> Self {
+        Self { planted, ..self.clone() }
     }
 
     /// How many things could be left out.
@@ -178,4 +202,27 @@ fn plan_faults(rng: &mut Rng, shape: Shape, layout: &Layout) -> Vec<PlannedFault
         PlannedFault { number, at: last, fault: Fault::choose(rng, shape, layout) }
     });
     faults.collect()
+}
+
+/// Faults that take several hosts or somebody who does not belong here, each with a burst of operations around it.
+fn plan_hardship(
+    rng: &mut Rng,
+    (layout, on_disk): (&Layout, bool),
+    faults: &mut Vec<PlannedFault>,
+    operations: &mut Vec<Operation>,
+) {
+    let (mut last, mut next) = (0, HARD_NUMBERS);
+    for number in 0..rng.range(1, 5) {
+        let near = last > 0 && rng.chance(50);
+        let at =
+            if near { last + rng.range(0, 4000) * MS } else { rng.range(4 * SECOND, BUSY - 12 * SECOND) };
+        last = at.min(BUSY - 2 * SECOND);
+        let fault = Fault::choose_hard(rng, layout, on_disk);
+        faults.push(PlannedFault { number: HARD_NUMBERS + number, at: last, fault });
+        let until = (last + fault.nanos() + 2 * SECOND).min(BUSY);
+        for _ in 0..rng.range(0, 60) {
+            operations.push(Operation { number: next, at: rng.range(last, until) });
+            next += 1;
+        }
+    }
 }

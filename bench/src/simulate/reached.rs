@@ -1,5 +1,8 @@
 //! What runs have reached: a seed that reaches nothing shows nothing.
 
+use slotcast_engine::shard::ShardStats;
+use slotcast_net::meta::core::MetaCounters;
+
 /// Reached in few seeds, or in none while all is well.
 pub const RARE: [&str; 9] = [
     "gaps",
@@ -14,7 +17,25 @@ pub const RARE: [&str; 9] = [
 ];
 
 /// Only there with a control plane.
-pub const OF_CLUSTER: [&str; 14] = [
+pub const OF_CLUSTER: [&str; 32] = [
+    "full_disks",
+    "store_away",
+    "store_slow",
+    "store_set_back",
+    "clocks_set_back",
+    "isolations",
+    "strangers",
+    "twins_taken_in",
+    "peers_refused",
+    "foreign_refused",
+    "future_tables",
+    "lies_refused",
+    "older_tables",
+    "tables",
+    "tables_adopted",
+    "later_tables",
+    "forks",
+    "migrations",
     "persistent_refused",
     "not_durable_yet",
     "unclean_slots",
@@ -30,6 +51,23 @@ pub const OF_CLUSTER: [&str; 14] = [
     "accepts_late",
     "copies_compared",
 ];
+
+impl Reached {
+    /// Takes in what a shard did in its life.
+    pub fn count_shard(&mut self, stats: &ShardStats) {
+        self.tombstones_dropped += stats.tombstones_dropped;
+        self.leases_ended += stats.leases_ended;
+        self.snapshots += stats.snapshots;
+        self.diffs += stats.diffs;
+    }
+
+    /// Takes in what a process of the control plane did in its life.
+    pub fn count_meta(&mut self, counters: &MetaCounters) {
+        self.tables += counters.tables;
+        self.tables_adopted += counters.tables_adopted;
+        self.peers_refused += counters.refused_peers;
+    }
+}
 
 macro_rules! counters {
     ($($(#[$doc:meta])* $field:ident)*) => {
@@ -86,12 +124,48 @@ counters! {
     meta_restarts
     /// Times the store of the slot table did not answer, was slow or was set back.
     store_troubles
+    /// Times it did not answer.
+    store_away
+    /// Times it was slow.
+    store_slow
+    /// Times it was restored from an old backup.
+    store_set_back
+    /// Clocks that were set back by an hour.
+    clocks_set_back
+    /// Disks that were full for a while.
+    full_disks
+    /// Data nodes that were cut off from several hosts at once.
+    isolations
+    /// Processes that should not be there.
+    strangers
+    /// Data nodes with the id of another one that were taken for it, while that one was away.
+    twins_taken_in
+    /// Data nodes and sessions that the control plane refused: a second one of an id, of another cluster, with other slots.
+    peers_refused
+    /// Refusals of somebody from another cluster, or with other slots, by data nodes and the control plane.
+    foreign_refused
+    /// Claims of sessions to have a slot table from the future.
+    future_tables
+    /// Refusals of followers that said they had what their leader never made.
+    lies_refused
+    /// Older slot tables told to somebody who had a newer one.
+    older_tables
+    /// Slot tables that the control plane made.
+    tables
+    /// Slot tables that it took over from nodes, because its store had lost them.
+    tables_adopted
+    /// Slot tables that data nodes and sessions went over to.
+    later_tables
     /// Data nodes that an operator emptied.
     drains
     /// Slots led by a node that followed them.
     promotions
     /// Slots that a node stopped leading.
     demotions
+    /// Promotions to a history that lacks some of what the leader before had told.
+    forks
+    /// Slots that went from a living leader to another.
+    migrations
     /// Slots led by a node that had nothing of them.
     led_from_nothing
     /// Slots that a node let go of.
@@ -110,7 +184,7 @@ counters! {
     persistent_refused
     /// Those that could not be made durable at first.
     not_durable_yet
-    /// Slots led by a node that may lack what was acknowledged as persistent.
+    /// Slots of which persistent registrations may be lost with a disk, as their node's place was taken.
     unclean_slots
     /// Operations that disks carried out.
     disk_operations
@@ -134,6 +208,10 @@ counters! {
     gaps
     /// Diffs that were older than what a session had.
     older_diffs
+    /// Snapshots that data nodes handed out.
+    snapshots
+    /// Diffs that they handed out.
+    diffs
     /// Readers that fell behind.
     readers_behind
     /// Sends that the socket took a part of.

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{execute, oracle::Violation, plan::Plan};
+use super::{judge, oracle::Violation, plan::Plan};
 
 /// What became of a failing plan.
 pub struct Shrunk {
@@ -18,7 +18,7 @@ pub struct Shrunk {
 /// most `budget`. `None` if the plan does not fail. `progress` is told how much is left.
 pub fn shrink(plan: &Plan, budget: Duration, mut progress: impl FnMut(usize)) -> Option<Shrunk> {
     let began = Instant::now();
-    let run = |plan: &Plan| execute(plan, false);
+    let run = |plan: &Plan| judge(plan).0;
     let (violation, _) = run(plan).failure?;
     let mut found = Shrunk { plan: plan.clone(), violation, runs: 1 };
     let kind = found.violation.kind();

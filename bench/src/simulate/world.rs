@@ -19,12 +19,14 @@ use slotcast_net::{
 
 use super::{
     control::SharedStore,
+    faults::Fault,
     hosts::{Actor, CLIENT_TIMEOUT, Kind, LEASE, SLOTS},
     network::{HostSockets, Inbound, MS, Network, SECOND, Task},
     operations::DATUMS,
     oracle::{DETECTION_MAX, Oracle, Seen, Violation},
-    plan::{BUSY, Plan},
+    plan::{BUSY, HOUR, Plan},
     reached::Reached,
+    strangers::Guise,
 };
 
 /// Here everything has to be as if nothing had been.
@@ -67,11 +69,15 @@ pub struct World {
     /// The disk of each host, and whether it is at work.
     pub(super) disks: Vec<MemoryDisk>,
     pub(super) disk_busy: Vec<bool>,
+    /// Strangers, by the hosts on which they are.
+    pub(super) guises: BTreeMap<usize, Guise>,
     /// What the control plane shares.
     pub(super) store: SharedStore,
     /// Links over which a session has said something, and sessions that greet a data node in this turn.
     greeted: BTreeSet<usize>,
     greeting: Vec<SessionId>,
+    /// The session whose turn it is has heard a data node or the control plane.
+    has_heard_peer: bool,
 }
 
 impl World {
@@ -99,9 +105,11 @@ impl World {
             leaving: BTreeSet::new(),
             disks: vec![MemoryDisk::default(); hosts],
             disk_busy: vec![false; hosts],
+            guises: BTreeMap::new(),
             store: SharedStore::default(),
             greeted: BTreeSet::new(),
             greeting: Vec::new(),
+            has_heard_peer: false,
             plan,
         };
         world.prepare();
@@ -124,6 +132,9 @@ impl World {
             self.net.schedule(operation.at, Task::Operation(number));
         }
         for (number, fault) in self.plan.faults.iter().enumerate() {
+            if let Fault::ClockBack { host, .. } = fault.fault {
+                self.net.hosts[host].clock_ahead += HOUR;
+            }
             self.net.schedule(fault.at, Task::Fault(number));
             if let Some(lost) = self.plan.lone_loss(number) {
                 self.net.schedule(fault.at + DETECTION_MAX, Task::Detect(lost));
@@ -134,7 +145,7 @@ impl World {
 
     /// Runs to the end, or to the first violation.
     pub fn run(mut self) -> Outcome {
-        while let Some(((at, _), task)) = self.net.queue.pop_first() {
+        while let Some((at, task)) = self.net.next_due() {
             if at > END || self.oracle.failure.is_some() {
                 break;
             }
@@ -146,6 +157,7 @@ impl World {
                 Task::Fault(number) => self.inflict(number),
                 Task::Disk(host) => self.drive_disk(host),
                 Task::Store(host) => self.drive_store(host),
+                Task::After(number) => self.inflict_after(number),
                 Task::Detect(node) => self.check_detected(node),
                 Task::Use(node) => self.drain(node, false),
                 Task::Quiet => self.quiet(),
@@ -254,7 +266,11 @@ impl World {
             (Actor::Client(..), Inbound::Closed(_)) => self.reached.client_losses += 1,
             (Actor::Session(id, _), Inbound::Accepted) => self.oracle.session_accepted(pair, *id),
             (Actor::Session(id, _), Inbound::Received(_)) => match peer_kind {
-                Kind::Node => self.oracle.session_heard_node(*id, peer),
+                Kind::Node => {
+                    self.has_heard_peer = true;
+                    self.oracle.session_heard_node(*id, peer);
+                }
+                Kind::Meta => self.has_heard_peer = true,
                 Kind::Client => self.oracle.session_heard(pair),
                 _ => {}
             },
@@ -282,6 +298,10 @@ impl World {
                 for session in std::mem::take(&mut self.greeting) {
                     self.oracle.node_greeted(node.process, session, node.role.shard().epoch());
                 }
+                if host == self.plan.layout.spare() && node.role.table_epoch() > 0 {
+                    // It was taken for another, whose disk it does not have.
+                    self.oracle.unclean.extend((0..SLOTS as u16).map(SlotId));
+                }
                 self.oracle.node_turn(node.process, &node.role);
                 let waits = node.disk.as_ref().is_some_and(|side| !side.requests.is_empty());
                 self.after_disk_turn(host, waits);
@@ -292,7 +312,12 @@ impl World {
                 }
             }
             Actor::Meta(meta) => self.after_meta_turn(host, meta),
-            Actor::Session(..) => {}
+            Actor::Session(id, session) => {
+                if std::mem::take(&mut self.has_heard_peer) {
+                    self.oracle.session_turn(*id, session);
+                }
+            }
+            Actor::Liar(_) => {}
         }
     }
 
@@ -316,7 +341,9 @@ impl World {
         match actor {
             Actor::Session(..) => self.reached.incarnations_refused += 1,
             Actor::Client(..) => {}
-            Actor::Meta(_) | Actor::Node(..) => self.oracle.fail(None, format!("{name} has ended by itself")),
+            Actor::Meta(_) | Actor::Node(..) | Actor::Liar(_) => {
+                self.oracle.fail(None, format!("{name} has ended by itself"))
+            }
         }
         self.net.schedule(self.net.now + down, Task::Boot(host));
     }
@@ -378,7 +405,7 @@ impl World {
                         self.oracle.fail(None, format!("in the end {held_back} leases are held back"));
                     }
                 }
-                Actor::Session(..) | Actor::Meta(_) => {}
+                Actor::Session(..) | Actor::Meta(_) | Actor::Liar(_) => {}
             }
         }
         self.oracle.check_end(&present, &lists);
@@ -396,6 +423,8 @@ impl World {
         (reached.led_from_nothing, reached.slots_left) = (seen.led_from_nothing, seen.slots_left);
         (reached.accepts_confirmed, reached.accepts_late) = (seen.accepts_confirmed, seen.accepts_late);
         reached.copies_compared = seen.copies_compared;
+        (reached.forks, reached.migrations) = (seen.forks, seen.migrations);
+        reached.later_tables = seen.later_tables;
         reached.persistent_acknowledged = seen.persistent_acknowledged;
         (reached.persistent_refused, reached.not_durable_yet) =
             (seen.persistent_refused, seen.not_durable_yet);
@@ -415,9 +444,10 @@ impl World {
         reached.readers_behind += self.node_metrics.links_behind.get();
         reached.repaired_removals += self.node_metrics.repaired.get();
         for actor in self.actors.iter().flatten() {
-            if let Actor::Node(node) = actor {
-                reached.tombstones_dropped += node.role.shard().stats().tombstones_dropped;
-                reached.leases_ended += node.role.shard().stats().leases_ended;
+            match actor {
+                Actor::Node(node) => reached.count_shard(&node.role.shard().stats()),
+                Actor::Meta(meta) => reached.count_meta(&meta.node.core().counters()),
+                _ => {}
             }
         }
     }

@@ -144,6 +144,13 @@ impl Session {
         }
     }
 
+    /// What this core has of a data id, to look at: the leader epoch that its slot table names for the slot (0 where routes
+    /// are configured), and the revision that its list is complete up to; zero: it has no list yet. `None`: nobody here wants it.
+    pub fn held(&self, id: &DataId) -> Option<(u32, Revision)> {
+        let datum = self.cache.get(self.cache.find(id.key())?)?;
+        Some((self.routes.of(datum.slot).epoch, datum.revision))
+    }
+
     pub(super) fn client(&mut self, index: usize) -> Option<&mut Client> {
         match self.peers.get_mut(index) {
             Some(Peer::Client(client)) => Some(client),

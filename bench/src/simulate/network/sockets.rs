@@ -28,11 +28,11 @@ impl Sockets for HostSockets<'_> {
     }
 
     fn send(&mut self, conn: ConnId, parts: &[&[u8]]) -> SendOutcome {
-        self.net.send_bytes(self.host, conn, &parts.concat())
+        self.net.send_bytes(self.host, conn, parts.concat())
     }
 
     fn send_shared(&mut self, conn: ConnId, frame: &SharedFrame) -> SendOutcome {
-        self.net.send_bytes(self.host, conn, frame)
+        self.net.send_bytes(self.host, conn, frame.to_vec())
     }
 
     fn flush(&mut self) -> io::Result<()> {

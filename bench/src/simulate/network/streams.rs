@@ -22,7 +22,9 @@ impl Network {
             match &inbound {
                 Inbound::Closed(_) => {
                     let state = &mut self.hosts[host];
-                    state.conns.remove(&conn);
+                    if let Some(place) = state.conns.get_mut(conn.index()) {
+                        place.take_if(|(held, ..)| *held == conn);
+                    }
                     state.free.insert(conn.index());
                 }
                 Inbound::Received(bytes) => {
@@ -84,7 +86,10 @@ impl Network {
         });
         state.generation += 1;
         let conn = ConnId::from_parts(index, state.generation);
-        state.conns.insert(conn, (pair, end));
+        if state.conns.len() <= index {
+            state.conns.resize(index + 1, None);
+        }
+        state.conns[index] = Some((conn, pair, end));
         conn
     }
 
@@ -208,8 +213,8 @@ impl Network {
         }
     }
 
-    pub(super) fn send_bytes(&mut self, host: usize, conn: ConnId, bytes: &[u8]) -> SendOutcome {
-        let Some(&(pair, end)) = self.hosts[host].conns.get(&conn) else { return SendOutcome::Gone };
+    pub(super) fn send_bytes(&mut self, host: usize, conn: ConnId, bytes: Vec<u8>) -> SendOutcome {
+        let Some((pair, end)) = self.hosts[host].find(conn) else { return SendOutcome::Gone };
         self.note(bytes.len() as u64 ^ (pair as u64) << 20 ^ (host as u64) << 50);
         let sender = &mut self.pairs[pair].ends[end];
         match sender.state {
@@ -241,17 +246,19 @@ impl Network {
                 self.schedule(at, Task::Flush(pair, end));
             }
         }
-        if taken > 0 {
-            self.push_data(pair, end, bytes[..taken].to_vec());
-        }
         if let Some(tapped) = &mut self.tapped {
-            tapped.push((pair, end, bytes.to_vec()));
+            tapped.push((pair, end, bytes.clone()));
+        }
+        if taken > 0 {
+            let mut bytes = bytes;
+            bytes.truncate(taken);
+            self.push_data(pair, end, bytes);
         }
         SendOutcome::Queued
     }
 
     pub(super) fn close_conn(&mut self, host: usize, conn: ConnId, reset: bool) {
-        let Some(&(pair, end)) = self.hosts[host].conns.get(&conn) else { return };
+        let Some((pair, end)) = self.hosts[host].find(conn) else { return };
         let closing = &mut self.pairs[pair].ends[end];
         closing.let_go = true;
         match closing.state {

@@ -64,6 +64,8 @@ pub(super) struct Process {
     pub(super) refused: BTreeMap<SessionId, u64>,
     /// What it did with each slot, and where that was, after its last turn.
     pub(super) seats: BTreeMap<SlotId, (SlotState, Revision)>,
+    /// The slot table that it goes by.
+    pub(super) table: u64,
     /// Open links, by connection.
     pub(super) links: BTreeMap<usize, SessionId>,
 }
@@ -72,10 +74,12 @@ impl Oracle {
     /// A session's process has started.
     pub fn session_started(&mut self, id: SessionId) {
         self.sessions.insert(id, Incarnation::default());
+        self.living.insert(id);
     }
 
     /// It is gone.
     pub fn session_ended(&mut self, id: SessionId) {
+        self.living.remove(&id);
         let now = self.now;
         if let Some(session) = self.sessions.get_mut(&id) {
             session.died.get_or_insert(now);
@@ -145,6 +149,7 @@ impl Oracle {
             alive: BTreeSet::new(),
             refused: BTreeMap::new(),
             seats: BTreeMap::new(),
+            table: 0,
             links: BTreeMap::new(),
         });
         self.processes.len() - 1
@@ -183,6 +188,9 @@ impl Oracle {
     /// A session has read bytes that came from a data node.
     pub fn session_heard_node(&mut self, id: SessionId, host: usize) {
         let Some(session) = self.sessions.get_mut(&id) else { return };
+        if session.offered.is_empty() {
+            return;
+        }
         let processes = &self.processes;
         for (process, epoch) in session.offered.extract_if(.., |process, _| processes[*process].host == host)
         {

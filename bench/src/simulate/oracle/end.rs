@@ -13,7 +13,7 @@ impl Oracle {
         !(reg.is_doubtful || reg.is_persistent() && self.is_unclean(reg.datum))
     }
 
-    /// Promise 11. `lists` are what the clients hold, `present` the clients that are there.
+    /// Promise 13. `lists` are what the clients hold, `present` the clients that are there.
     pub fn check_end(
         &mut self,
         present: &BTreeSet<usize>,

@@ -46,7 +46,7 @@ pub(super) struct Term {
     /// Since when it answers readers.
     accepted_at: Option<u64>,
     /// Sessions that have confirmed that what they hold is here.
-    pub(super) confirmed: BTreeSet<SessionId>,
+    pub(super) confirmed: Vec<SessionId>,
     /// The epoch it is in now.
     epoch: u32,
     revision: Revision,
@@ -65,16 +65,31 @@ impl Oracle {
     /// A data node has finished a turn.
     pub fn node_turn(&mut self, process: usize, node: &Node) {
         self.processes[process].turned_at = self.now;
+        self.node_table(process, node);
         let shard = node.shard();
         let Process { heard, alive, refused, .. } = &mut self.processes[process];
         // What a session says to a node that has ended its lease does not count: it is refused.
-        for session in alive.extract_if(.., |session| !shard.is_alive(*session)) {
-            refused.entry(session).or_insert(self.now);
+        for session in heard.keys() {
+            match (alive.contains(session), shard.is_alive(*session)) {
+                (false, true) => {
+                    alive.insert(*session);
+                }
+                (true, false) => {
+                    alive.remove(session);
+                    refused.entry(*session).or_insert(self.now);
+                }
+                _ => {}
+            }
         }
-        alive.extend(heard.keys().copied().filter(|session| shard.is_alive(*session)));
-        let held: BTreeMap<SlotId, &Slot> = shard.slots().map(|slot| (slot.id(), slot)).collect();
+        let mut held: [Option<&Slot>; SLOTS as usize] = [None; SLOTS as usize];
+        for slot in shard.slots() {
+            // A node that is configured for more slots than there are leads none of them.
+            if let Some(place) = held.get_mut(usize::from(slot.id().0)) {
+                *place = Some(slot);
+            }
+        }
         for id in (0..SLOTS as u16).map(SlotId) {
-            let (state, slot) = (shard.state(id), held.get(&id).copied());
+            let (state, slot) = (shard.state(id), held[usize::from(id.0)]);
             let revision = slot.map_or(Revision::ZERO, Slot::revision);
             let seat = (state, revision);
             let before = self.processes[process].seats.insert(id, seat).unwrap_or_default();
@@ -95,17 +110,20 @@ impl Oracle {
 
     fn leads(&mut self, process: usize, slot: &Slot, shard: &Shard) {
         let (id, revision) = (slot.id(), slot.revision());
+        let is_new = self.running_term(id, process).is_none();
         let term = self.term(id, process, revision.epoch());
+        if is_new {
+            self.note_fork(term, slot);
+        }
         // Without a control plane the state says nothing; then everything is held to be told.
         let answers = self.shape == Shape::Single || shard.state(id) == SlotState::Accept;
-        let owners = self.sessions.iter().filter(|(_, session)| session.died.is_none()).map(|(id, _)| *id);
-        let confirmed: BTreeSet<SessionId> =
-            owners.filter(|session| shard.has_confirmed(id, *session)).collect();
+        let confirmed = &mut self.terms[term].confirmed;
+        confirmed.clear();
+        confirmed.extend(self.living.iter().filter(|session| shard.has_confirmed(id, **session)));
         let begins = answers && self.terms[term].accepted_at.is_none();
         if begins {
             self.terms[term].accepted_at = Some(self.now);
         }
-        self.terms[term].confirmed = confirmed;
         if std::mem::replace(&mut self.terms[term].revision, revision) != revision || begins {
             for (datum, list) in self.read(slot) {
                 self.leader_lists(term, datum, revision, list, (answers, begins));
@@ -138,6 +156,8 @@ impl Oracle {
         }
         self.terms[term].ended = Some(self.now);
         self.seen.demotions += 1;
+        let latest = self.terms_of.get(&id).and_then(|terms| terms.last());
+        self.seen.migrations += u64::from(latest != Some(&term));
     }
 
     /// What a slot lists of each of its data ids.
@@ -152,8 +172,8 @@ impl Oracle {
             for (record, owner) in slot.records(key) {
                 let register = record.register();
                 let attach = slot.version(key, register).map_or(0, |(version, _)| version.attach);
-                let payload = record.instance().map(|instance| instance.payload).unwrap_or_default();
-                let Some(content) = self.content(register, &payload) else {
+                let Some(content) = self.content_of(&record) else {
+                    let payload = record.instance().map(|instance| instance.payload).unwrap_or_default();
                     self.fail(Some(datum), format!("a data node lists {} ...", label(&payload)));
                     continue;
                 };
@@ -190,6 +210,18 @@ impl Oracle {
         }
     }
 
+    /// Looks at what a leader that begins has of what the one before had told, and whether that one lives.
+    fn note_fork(&mut self, term: usize, slot: &Slot) {
+        let terms = self.terms_of.get(&slot.id()).map(Vec::as_slice).unwrap_or_default();
+        let at = terms.iter().position(|other| *other == term).unwrap_or(0);
+        let Some(before) = at.checked_sub(1).map(|at| &self.terms[terms[at]]) else { return };
+        let is_fork = before.revision > Revision::ZERO && !slot.has_been_at(before.revision);
+        let has_moved = before.ended.is_some() && !self.processes[before.process].has_ended;
+        let is_other = before.process != self.terms[term].process;
+        self.seen.forks += u64::from(self.shape == Shape::Cluster && is_fork);
+        self.seen.migrations += u64::from(has_moved && is_other);
+    }
+
     fn note_state(&mut self, process: usize, slot: SlotId, from: SlotState, to: SlotState) {
         let seen = &mut self.seen;
         match (from, to) {
@@ -222,7 +254,7 @@ impl Oracle {
                 leases_from,
                 ended: None,
                 accepted_at: None,
-                confirmed: BTreeSet::new(),
+                confirmed: Vec::new(),
                 epoch,
                 revision: Revision::ZERO,
                 lists: BTreeMap::new(),
@@ -377,6 +409,8 @@ impl Oracle {
             self.seen.departed += 1;
         } else if self.regs.get(&register).is_some_and(super::Reg::is_persistent) {
             self.fail(Some(datum), format!("the leader unlists {what}, which is persistent"));
+        } else if self.has_moved_on(term, datum, register, held) {
+            self.seen.unheard_moves += 1;
         } else {
             let Term { process, started, leases_from, .. } = self.terms[term];
             // Whose lease it ended while it led other slots has none that could begin anew.
@@ -395,6 +429,18 @@ impl Oracle {
             self.seen.leases_ended += 1;
         }
         self.say(Some(datum), || format!("the leader unlists {what}"));
+    }
+
+    /// Whether another leader lists a registration as of a later connection of its client: then the session that owns it by this
+    /// leader may know that, and hold it no more.
+    fn has_moved_on(&self, term: usize, datum: usize, register: RegisterId, held: &Held) -> bool {
+        let slot = self.datums[datum].key().slot(SLOTS);
+        let terms = self.terms_of.get(&slot).map(Vec::as_slice).unwrap_or_default();
+        terms.iter().filter(|other| **other != term).any(|other| {
+            let lists = &self.terms[*other].lists;
+            let there = lists.get(&datum).and_then(|list| list.get(&register));
+            there.is_some_and(|there| there.attach > held.attach && there.owner != held.owner)
+        })
     }
 
     pub(super) fn is_withdrawn(&self, register: RegisterId, held: &Held) -> bool {
@@ -428,7 +474,7 @@ impl Oracle {
         self.fail(Some(datum), text);
     }
 
-    /// Whether a slot was ever led by a node that may lack what was acknowledged as persistent.
+    /// Whether what was acknowledged as persistent may be lost with a disk.
     pub(super) fn is_unclean(&self, datum: usize) -> bool {
         self.unclean.contains(&self.datums[datum].key().slot(SLOTS))
     }

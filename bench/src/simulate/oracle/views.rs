@@ -6,7 +6,7 @@ use slotcast_engine::id::{DataId, RegisterId, Revision};
 use slotcast_net::client::Update;
 
 use super::{
-    LEASE, List, Oracle, SECOND, SLACK, UNSETTLED_MAX, short,
+    LEASE, List, Oracle, SECOND, SLACK, UNSETTLED_MAX, names, short,
     wants::{Acknowledged, Removal},
 };
 use crate::simulate::{
@@ -51,11 +51,11 @@ impl Oracle {
         self.seen.updates += 1;
         match update {
             Update::Snapshot { id, revision, instances } => {
-                let list = instances.iter().map(|(register, it)| (*register, Some(it.payload.clone())));
+                let list = instances.iter().map(|(register, it)| (*register, Some(&it.payload[..])));
                 self.view(client, id, *revision, true, list.collect());
             }
             Update::Diff { id, revision, changed, removed } => {
-                let changes = changed.iter().map(|(register, it)| (*register, Some(it.payload.clone())));
+                let changes = changed.iter().map(|(register, it)| (*register, Some(&it.payload[..])));
                 let removes = removed.iter().map(|register| (*register, None));
                 self.view(client, id, *revision, false, removes.chain(changes).collect());
             }
@@ -100,12 +100,12 @@ impl Oracle {
         id: &DataId,
         revision: Revision,
         is_snapshot: bool,
-        changes: Vec<(RegisterId, Option<Vec<u8>>)>,
+        changes: Vec<(RegisterId, Option<&[u8]>)>,
     ) {
         let datum = self.datum_of(id);
-        let Some(view) = self.views.get(&(client, datum)) else { return };
-        let before = view.list.clone();
+        let Some(view) = self.views.get_mut(&(client, datum)) else { return };
         let (revision_before, place_before, resuming) = (view.revision, view.place, view.resuming);
+        let before = std::mem::take(&mut view.list);
         let mut list = if is_snapshot { BTreeMap::new() } else { before.clone() };
         let mut unknown = None;
         let mut echoed = None;
@@ -114,19 +114,18 @@ impl Oracle {
                 None => {
                     list.remove(&register);
                 }
-                Some(payload) => match self.content(register, &payload) {
+                Some(payload) => match self.content(register, payload) {
                     Some(content) => {
                         let was = list.insert(register, content);
                         echoed =
                             echoed.or(was.filter(|was| !is_snapshot && *was == content).map(|_| register));
                     }
-                    None => unknown = Some(label(&payload)),
+                    None => unknown = Some(label(payload)),
                 },
             }
         }
-        let names: Vec<String> = list.keys().map(|register| short(*register)).collect();
         let kind = if is_snapshot { "snapshot" } else { "diff" };
-        self.say(Some(datum), || format!("client {client}: {kind} at {revision}: {}", names.join(" ")));
+        self.say(Some(datum), || format!("client {client}: {kind} at {revision}: {}", names(list.keys())));
         if let Some(echoed) = echoed {
             let text = format!("client {client} is told {} again, which has not changed", short(echoed));
             self.fail(Some(datum), text);
@@ -169,7 +168,10 @@ impl Oracle {
                 let knows = self.shape == Shape::Cluster
                     && acknowledged.is_some_and(|it| self.terms[term].confirmed.contains(&it.session));
                 let may_know = reg.is_persistent() && acknowledged.is_some() && !self.is_unclean(datum);
-                if place > place_before && !knows && !may_know && self.has_stale_holder(reg.client) {
+                // No session tells again what is persistent.
+                let is_lost = reg.is_persistent() && self.is_unclean(datum);
+                let may_return = is_lost || self.has_stale_holder(reg.client);
+                if place > place_before && !knows && !may_know && may_return {
                     self.seen.stale_contents += 1;
                     continue;
                 }

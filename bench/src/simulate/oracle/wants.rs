@@ -1,6 +1,9 @@
 //! What clients want.
 
-use slotcast_engine::id::{RegisterId, Revision, SessionId};
+use slotcast_engine::{
+    id::{RegisterId, Revision, SessionId},
+    record::Record,
+};
 use slotcast_net::client::Registration;
 
 use super::{Oracle, short};
@@ -28,6 +31,8 @@ pub struct Reg {
     pub(super) removal: Option<Removal>,
     /// The last content that was acknowledged, while it is wanted.
     pub(super) acknowledged: Option<Acknowledged>,
+    /// The record that was looked at last, by its checksum and by how many contents there were then, and its content.
+    found: Option<((u64, usize), usize)>,
 }
 
 impl Reg {
@@ -83,6 +88,7 @@ impl Oracle {
             is_doubtful: false,
             removal: None,
             acknowledged: None,
+            found: None,
         };
         let reg = self.regs.entry(registration.register).or_insert(fresh);
         // An equal publish after a withdrawal is a new content to the oracle, so that the two are told apart.
@@ -156,6 +162,22 @@ impl Oracle {
     /// Whether a client wants to be told of a data id.
     pub fn is_subscribed(&self, client: usize, datum: usize) -> bool {
         self.views.contains_key(&(client, datum))
+    }
+
+    /// Which content of its registration a record holds. What was found is kept: most records are looked at very often.
+    pub(super) fn content_of(&mut self, record: &Record<'_>) -> Option<usize> {
+        let (register, checksum) = (record.register(), record.checksum());
+        let reg = self.regs.get(&register)?;
+        let now = (checksum, reg.contents.len());
+        if let Some((_, content)) = reg.found.filter(|(then, _)| *then == now) {
+            return Some(content);
+        }
+        let payload = record.instance().map(|instance| instance.payload).unwrap_or_default();
+        let content = self.content(register, &payload)?;
+        if let Some(reg) = self.regs.get_mut(&register) {
+            reg.found = Some((now, content));
+        }
+        Some(content)
     }
 
     /// Which content of a registration this is, the latest if it was published twice.
