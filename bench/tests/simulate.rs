@@ -15,8 +15,7 @@ use bench::simulate::{
 /// Seeds in which everything that is counted has to be reached, but for what is rare.
 const SEEDS_THOROUGH: u64 = 200;
 
-/// Seeds of clusters that are run at most. All of them are clean; which of the later ones are not is told in
-/// `results/2026-11-21-cluster`, and `bench simulate` runs as many as wanted.
+/// Seeds of clusters that are run at most; `bench simulate` runs as many as wanted.
 const CLUSTER_SEEDS: u64 = 190;
 
 /// Runs seeds of a shape, and explains the first that fails.
