@@ -239,7 +239,7 @@ pub fn table(spec: &IdleSpec, found: &IdleFound) -> Table {
 
 /// What a program reads.
 pub fn json(spec: &IdleSpec, found: &IdleFound) -> Value {
-    json!({
+    provenance::stamped(json!({
         "verdict": if found.digests() < TARGET { "ok" } else { "short of the target" },
         "sessions": spec.sessions,
         "slots": spec.slots,
@@ -250,10 +250,7 @@ pub fn json(spec: &IdleSpec, found: &IdleFound) -> Value {
         "digest_requests_per_s": found.digests(),
         "requests_per_s": found.by_kind,
         "node_heartbeats_per_s": found.node_heartbeats,
-        "command": provenance::command(),
-        "commit": provenance::commit(),
-        "machine": provenance::machine(),
-    })
+    }))
 }
 
 #[cfg(test)]

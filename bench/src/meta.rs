@@ -378,7 +378,7 @@ pub fn table(spec: &MetaSpec, found: &MetaFound) -> Table {
 /// What a program reads.
 pub fn json(spec: &MetaSpec, found: &MetaFound) -> Value {
     let good = found.heartbeat_cpu <= 0.25 && found.first_plan_ms < 100.0 && found.loss_plan_ms < 100.0;
-    json!({
+    provenance::stamped(json!({
         "verdict": if good { "ok" } else { "short of the target" },
         "nodes": spec.nodes,
         "slots": spec.slots,
@@ -399,10 +399,7 @@ pub fn json(spec: &MetaSpec, found: &MetaFound) -> Value {
         "restore_tables": found.restore.0,
         "restore_moves": found.restore.1,
         "restore_delta_bytes": found.restore.2,
-        "command": provenance::command(),
-        "commit": provenance::commit(),
-        "machine": provenance::machine(),
-    })
+    }))
 }
 
 #[cfg(test)]

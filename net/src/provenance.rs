@@ -4,8 +4,16 @@ use std::{fs, process::Command};
 
 use serde_json::{Value, json};
 
+/// `results`, an object, with where they come from: the keys `command`, `commit` and `machine`.
+pub fn stamped(mut results: Value) -> Value {
+    results["command"] = command().into();
+    results["commit"] = commit().into();
+    results["machine"] = machine();
+    results
+}
+
 /// Processor, cores that this process may use, memory and kernel.
-pub fn machine() -> Value {
+fn machine() -> Value {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
     let (cpuinfo, meminfo) = (read("/proc/cpuinfo"), read("/proc/meminfo"));
     let value = |text: &str, key: &str| {
@@ -55,6 +63,9 @@ mod tests {
         let machine = super::machine();
         assert!(machine["cores"].as_u64() >= Some(1) && machine["memory_bytes"].as_u64() > Some(1 << 20));
         assert!(machine["kernel"].as_str().is_some_and(|kernel| !kernel.is_empty()));
+        let stamped = super::stamped(serde_json::json!({ "figure": 1 }));
+        assert_eq!((&stamped["figure"], &stamped["machine"]), (&serde_json::json!(1), &machine));
+        assert!(stamped["command"].is_string() && stamped["commit"].is_string());
         assert!(!super::command().contains('/') || std::env::args().skip(1).any(|it| it.contains('/')));
     }
 }

@@ -142,7 +142,7 @@ pub fn json(spec: &CapacitySpec, found: &Capacity) -> Value {
     };
     let keep = found.looks.len().div_ceil(LOOKS_MAX).max(1);
     let verdicts = verdicts(spec, found);
-    json!({
+    provenance::stamped(json!({
         "verdict": if verdicts.iter().all(|(.., kept)| *kept) { "ok" } else { "over" },
         "bounds": verdicts.iter().map(|(what, found, bound, kept)| json!({
             "what": what, "found": found, "bound": bound, "kept": kept,
@@ -164,10 +164,7 @@ pub fn json(spec: &CapacitySpec, found: &Capacity) -> Value {
         "phases": found.phases.iter().map(phase).collect::<Vec<_>>(),
         "rss_over_time": found.looks.iter().step_by(keep).map(|look| json!([look.seconds, look.resident]))
             .collect::<Vec<_>>(),
-        "command": provenance::command(),
-        "commit": provenance::commit(),
-        "machine": provenance::machine(),
-    })
+    }))
 }
 
 /// Draws resident memory over time, and what is allowed for, as SVG.

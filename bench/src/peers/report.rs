@@ -74,7 +74,7 @@ pub fn json(spec: &PeersSpec, found: &Comparison) -> Value {
             "wire_bytes": figures.wire_bytes,
         })
     };
-    json!({
+    provenance::stamped(json!({
         "subscribers": spec.subscribers,
         "topics": spec.topics,
         "message_bytes": spec.message_bytes,
@@ -82,8 +82,5 @@ pub fn json(spec: &PeersSpec, found: &Comparison) -> Value {
         "load_core": spec.load_core,
         "rows": found.rows.iter().map(row).collect::<Vec<_>>(),
         "absent": found.absent,
-        "command": provenance::command(),
-        "commit": provenance::commit(),
-        "machine": provenance::machine(),
-    })
+    }))
 }

@@ -50,7 +50,7 @@ pub fn table(found: &Restart) -> Table {
 /// The same for programs.
 pub fn json(spec: &RestartSpec, found: &Restart) -> Value {
     let started = &found.started;
-    json!({
+    provenance::stamped(json!({
         "verdict": if is_kept(spec, found) { "ok" } else { "over" },
         "storage": spec.place.label(),
         "publishers": started.publishers,
@@ -71,8 +71,5 @@ pub fn json(spec: &RestartSpec, found: &Restart) -> Value {
         "huge_pages": memory::huge_pages(),
         "huge_pages_bytes": started.huge,
         "allocator_settings": memory::allocator_settings(),
-        "command": provenance::command(),
-        "commit": provenance::commit(),
-        "machine": provenance::machine(),
-    })
+    }))
 }

@@ -169,15 +169,12 @@ pub fn json(hunt: &Hunt, found: &[(&Planted, Option<Caught>)]) -> serde_json::Va
         });
         serde_json::json!({ "name": planted.name, "what": planted.what, "caught": caught })
     });
-    serde_json::json!({
-        "machine": provenance::machine(),
-        "commit": provenance::commit(),
-        "command": provenance::command(),
+    provenance::stamped(serde_json::json!({
         "shape": format!("{:?}", hunt.shape).to_lowercase(),
         "first_seed": hunt.first,
         "seeds_at_most": hunt.seeds,
         "faults": faults.collect::<Vec<_>>(),
-    })
+    }))
 }
 
 /// The same for people, as Markdown.

@@ -116,7 +116,7 @@ impl Outcome {
             .map(|[p50, p90, max]| json!({ "p50": p50, "p90": p90, "max": max }));
         let kinds = self.by_kind();
         let count = |kind: &str| kinds.get(kind).copied().unwrap_or(0);
-        json!({
+        provenance::stamped(json!({
             "verdict": if self.is_good() { "ok" } else { "failed" },
             "scenario": format!("{:?}", spec.scenario),
             "processes": spec.shape,
@@ -147,9 +147,6 @@ impl Outcome {
             "duration_s": self.seconds,
             "moves": self.moves,
             "seed": spec.seed,
-            "command": provenance::command(),
-            "commit": provenance::commit(),
-            "machine": provenance::machine(),
-        })
+        }))
     }
 }

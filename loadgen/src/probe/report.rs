@@ -56,7 +56,7 @@ impl Outcome {
         let never = self.latency.iter().zip(&self.unreached).filter_map(|((target, _), unreached)| {
             unreached.as_ref().map(|why| (target.to_string(), Value::from(why.as_str())))
         });
-        json!({
+        provenance::stamped(json!({
             "verdict": if self.is_good() { "ok" } else { "failed" },
             "rounds": { "good": self.good, "late": self.late, "wrong": self.wrong },
             "judged": self.judged,
@@ -66,9 +66,6 @@ impl Outcome {
             "never_connected": never.collect::<serde_json::Map<_, _>>(),
             "latency_ms": latency.collect::<serde_json::Map<_, _>>(),
             "duration_s": self.seconds,
-            "command": provenance::command(),
-            "commit": provenance::commit(),
-            "machine": provenance::machine(),
-        })
+        }))
     }
 }

@@ -40,7 +40,7 @@ pub fn of_ingest(outcome: &IngestOutcome) -> Value {
     let delays = json!({ "p50": p50, "p90": p90, "p99": p99, "p999": p999, "max": max });
     let single = outcome.limit.iter().find(|result| result.frames_per_write == 1);
     let merged = outcome.limit.iter().find(|result| result.frames_per_write > 1);
-    let mut all = json!({
+    let mut all = provenance::stamped(json!({
         "verdict": if reasons.is_empty() { "ok" } else { "failed" },
         "clients": outcome.spec.sessions,
         "connections": outcome.connections,
@@ -65,10 +65,7 @@ pub fn of_ingest(outcome: &IngestOutcome) -> Value {
         "limit_merged_pushes_per_s": merged.map(|result| result.pushes_per_s),
         "warmup_s": outcome.warmup_s,
         "duration_s": found.register_s,
-        "command": provenance::command(),
-        "commit": provenance::commit(),
-        "machine": provenance::machine(),
-    });
+    }));
     let more = json!({
         "verdict_reasons": reasons,
         "registrations": found.acknowledged,
@@ -96,7 +93,7 @@ fn agreed(outcome: &Outcome, verdict: &Verdict) -> Value {
     let (findings, counts) = (&outcome.findings, &outcome.measured.counts);
     let single = outcome.limit.iter().find(|result| result.frames_per_write == 1);
     let merged = outcome.limit.iter().find(|result| result.frames_per_write > 1);
-    json!({
+    provenance::stamped(json!({
         "verdict": verdict.word(),
         "clients": outcome.clients,
         "connections": outcome.connections,
@@ -121,10 +118,7 @@ fn agreed(outcome: &Outcome, verdict: &Verdict) -> Value {
         "limit_merged_pushes_per_s": merged.map(|result| result.pushes_per_s),
         "warmup_s": outcome.warmup_s,
         "duration_s": outcome.duration_s(),
-        "command": provenance::command(),
-        "commit": provenance::commit(),
-        "machine": provenance::machine(),
-    })
+    }))
 }
 
 fn added(outcome: &Outcome, verdict: &Verdict) -> Value {
@@ -177,15 +171,12 @@ pub fn of_find_max(steps: &[Step], outcome: &Outcome, verdict: &Verdict) -> Valu
 /// The bare limit alone.
 pub fn of_limit(results: &[LimitResult], connections: u32) -> Value {
     let find = |frames: u32| results.iter().find(|result| result.frames_per_write == frames);
-    json!({
+    provenance::stamped(json!({
         "connections": connections,
         "limit_sends_per_s": find(1).map(|result| result.sends_per_s),
         "limit_merged_pushes_per_s": results.iter().filter(|result| result.frames_per_write > 1).map(|result| result.pushes_per_s).next_back(),
         "limit": results,
-        "command": provenance::command(),
-        "commit": provenance::commit(),
-        "machine": provenance::machine(),
-    })
+    }))
 }
 
 fn delays(delays: &Delays) -> Value {

@@ -79,7 +79,7 @@ pub fn json(axes: &[Axis], swept: &Swept) -> Value {
     };
     let axis = |axis: &Axis| json!({ "key": axis.key, "values": axis.values, "default": axis.default.map(|at| &axis.values[at]) });
     let choice = swept.choice.as_ref();
-    json!({
+    provenance::stamped(json!({
         "verdict": if choice.is_some() { "ok" } else { "failed" },
         "axes": axes.iter().map(axis).collect::<Vec<_>>(),
         "points": swept.points.iter().map(point).collect::<Vec<_>>(),
@@ -87,10 +87,7 @@ pub fn json(axes: &[Axis], swept: &Swept) -> Value {
         "as_good": choice.map_or(Vec::new(), |choice| choice.ties.clone()),
         "recommendation": recommendation(axes, swept),
         "resumed_runs": swept.resumed,
-        "command": provenance::command(),
-        "commit": provenance::commit(),
-        "machine": provenance::machine(),
-    })
+    }))
 }
 
 /// Draws the 99.9th percentile over the first setting's values, a line for each combination of the others, with all runs as
