@@ -187,13 +187,14 @@ impl Answer<'_> {
 }
 
 /// Collects what a reader at `since` lacks of one data id. `since` must stem from this leader's own history; a reader from
-/// elsewhere passes [`Revision::ZERO`] and gets a snapshot, as does one below the log's floor.
+/// elsewhere passes [`Revision::ZERO`] and gets a snapshot. One below the log's floor gets a snapshot that names what is still
+/// remembered as removed.
 pub fn collect(slot: &Slot, datum: DatumKey, since: Revision) -> Answer<'_> {
     let to = slot.revision();
     let known = slot.log().floor() <= since && since <= to;
     let state = slot.datum_state(datum);
     if !known {
-        return snapshot(slot, datum);
+        return whole(slot, datum, since);
     }
     let Some((_, latest, publishers)) = state else {
         return Answer { from: since, to, is_snapshot: false, removes: Vec::new(), puts: Vec::new() };
@@ -207,12 +208,12 @@ pub fn collect(slot: &Slot, datum: DatumKey, since: Revision) -> Answer<'_> {
     if from == Revision::ZERO {
         // The data id's whole history here lies above `since`. What it held before it was last forgotten is not known
         // any more, so no range could be promised; and a snapshot tells no more records than the diff would.
-        return snapshot(slot, datum);
+        return whole(slot, datum, since);
     }
     changed.sort_unstable();
     changed.dedup();
     if changed.len() > publishers.max(1) * 2 {
-        return snapshot(slot, datum);
+        return whole(slot, datum, since);
     }
     let mut removes = Vec::new();
     let mut puts = Vec::new();
@@ -229,6 +230,16 @@ pub fn collect(slot: &Slot, datum: DatumKey, since: Revision) -> Answer<'_> {
 pub fn snapshot(slot: &Slot, datum: DatumKey) -> Answer<'_> {
     let puts = slot.records(datum).collect();
     Answer { from: Revision::ZERO, to: slot.revision(), is_snapshot: true, removes: Vec::new(), puts }
+}
+
+/// The same for a reader that held the state of `since` in this slot's own history: it also names what is known to have been
+/// removed, so that absence need not tell.
+fn whole(slot: &Slot, datum: DatumKey, since: Revision) -> Answer<'_> {
+    let answer = snapshot(slot, datum);
+    if since == Revision::ZERO || since > answer.to {
+        return answer;
+    }
+    Answer { removes: slot.removed_of(datum), ..answer }
 }
 
 fn split_column(bytes: &[u8], count: usize) -> Option<(&[u8], &[u8])> {

@@ -48,6 +48,8 @@ mod publication;
 
 mod relocate;
 
+mod removed;
+
 mod restore;
 
 mod returning;

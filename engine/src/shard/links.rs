@@ -130,7 +130,7 @@ impl Shard {
         }
         // In a cluster a revision may be of an epoch that ended before it.
         let is_trusted =
-            self.cluster.is_none() || held.trusts(since) || self.faults.has(Fault::DiffAcrossFork);
+            self.cluster.is_none() || held.has_been_at(since) || self.faults.has(Fault::DiffAcrossFork);
         if !self.interests.add(reader, slot, datum) && since == Revision::ZERO {
             // The reader holds a list and asks for it once more, because it would read an absence differently by now. Its
             // answer has to be told apart from what it was told before.

@@ -12,7 +12,11 @@ use slotcast_engine::{
     record::Record,
 };
 
-use crate::{io::ring::SharedFrame, session::push::Frames, wire::message::write_diff};
+use crate::{
+    io::ring::SharedFrame,
+    session::{push::Frames, trace::Traces},
+    wire::message::write_diff,
+};
 
 /// A record of the list, with the session that owns it.
 struct Held {
@@ -67,6 +71,8 @@ pub(super) struct Datum {
     pub(super) provisional: Vec<u32>,
     /// What was removed while the list is not vouched for. It is for a short time only: until a run has waited for everybody.
     withdrawn: BTreeSet<RegisterId>,
+    /// What the leader has told of what was removed before: about lists that subscribers brought.
+    pub(super) traces: Traces,
     pub(super) subscribers: Vec<u32>,
     pub(super) waiting: Vec<Waiting>,
     pub(super) idle_since: Option<Nanos>,
@@ -160,6 +166,7 @@ impl Cache {
             vouched_to: Revision::ZERO,
             provisional: Vec::new(),
             withdrawn: BTreeSet::new(),
+            traces: Traces::default(),
             subscribers: Vec::new(),
             waiting: Vec::new(),
             idle_since: None,
@@ -243,6 +250,10 @@ impl Cache {
         }
         if diff.to < datum.revision && datum.known {
             return Applied::Older;
+        }
+        if diff.is_snapshot && datum.known && datum.run == run && diff.to == datum.revision {
+            // An answer about a client's claim; this list is what the leader's was then.
+            return Applied::Unchanged;
         }
         let first = !datum.known;
         if datum.known && datum.run != run {
@@ -409,7 +420,8 @@ impl Datum {
             self.records.insert(register, held);
             puts.push(register);
         }
-        let mut removes: Vec<RegisterId> = diff.removes().collect();
+        // What a snapshot names is of the history of whom it answers: perhaps not of this list's (see `trace`).
+        let mut removes: Vec<RegisterId> = diff.removes().filter(|_| !diff.is_snapshot).collect();
         if diff.is_snapshot {
             let told: std::collections::HashSet<RegisterId> =
                 diff.puts().map(|record| record.register()).collect();
@@ -474,7 +486,7 @@ impl Datum {
             return Vec::new();
         }
         self.vouched_to = FOR_EVER;
-        self.withdrawn = BTreeSet::new();
+        (self.withdrawn, self.traces) = (BTreeSet::new(), Traces::default());
         std::mem::take(&mut self.provisional)
     }
 
@@ -483,8 +495,10 @@ impl Datum {
     pub(super) fn merge_frame(&self, since: Revision) -> SharedFrame {
         let listed = self.records.iter().filter(|(_, held)| !held.retained);
         let registers: Vec<RegisterId> = listed.map(|(register, _)| *register).collect();
-        let gone = self.withdrawn.iter().filter(|register| !self.records.contains_key(register));
-        let gone: Vec<RegisterId> = gone.copied().collect();
+        let gone = self.withdrawn.iter().chain(self.traces.removed_since(since));
+        let gone: BTreeSet<RegisterId> =
+            gone.filter(|register| !self.records.contains_key(register)).copied().collect();
+        let gone: Vec<RegisterId> = gone.into_iter().collect();
         self.frame(0, since, &gone, &registers)
     }
 

@@ -54,6 +54,7 @@ pub struct SessionMetrics {
     pub slow_clients: Counter,
     pub slow_client_bytes: Gauge,
     pub resumed_current: Counter,
+    pub claims_asked: Counter,
     pub diffs_received: Counter,
     pub diffs_without_change: Counter,
     pub diffs_older: Counter,
@@ -202,6 +203,11 @@ impl SessionMetrics {
                 registry,
                 "session_resumed_current",
                 "Resumes answered with nothing new",
+            ),
+            claims_asked: registered(
+                registry,
+                "session_claims_asked",
+                "Questions to leaders about what was removed since a list that a client brought",
             ),
             diffs_received: registered(
                 registry,

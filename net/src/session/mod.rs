@@ -30,6 +30,8 @@ mod core;
 
 mod subscribe;
 
+mod trace;
+
 mod publish;
 
 mod heartbeats;

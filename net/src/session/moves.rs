@@ -232,6 +232,7 @@ impl Session {
     pub(super) fn ask_leader(&mut self, number: u32) {
         let Some(datum) = self.cache.get_mut(number) else { return };
         let Some(link) = self.routes.of(datum.slot).link else { return };
+        datum.traces.forget_question();
         let (known, since) = (datum.known, datum.since(None));
         let item = SubscribeItem { id: datum.id.clone(), since, digest: 0 };
         let link = &mut self.links[link];

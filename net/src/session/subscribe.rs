@@ -15,6 +15,8 @@ use crate::{
         core::{Peer, Session},
         heartbeats::Word,
         moves::Again,
+        routes::Route,
+        trace::Trace,
     },
     wire::{
         Message,
@@ -80,6 +82,8 @@ impl Session {
         };
         if held.is_none() {
             self.attach(index, number);
+        } else if let Some(datum) = self.cache.get_mut(number) {
+            datum.waiting.retain(|waiting| waiting.client != index as u32);
         }
         self.settle(index as u32, number, item.since, item.digest);
         Ok(())
@@ -121,6 +125,11 @@ impl Session {
                 self.metrics.resumed_current.inc();
                 sent
             }
+            Resumed::Merge if self.asks_what_was_removed(number, since) => {
+                let waiting = Waiting { client: index, since, digest, asked: None, in_vain: 0 };
+                self.await_answer(number, waiting);
+                AWAITING
+            }
             Resumed::Merge => {
                 if let Some(datum) = self.cache.get_mut(number) {
                     let frame = datum.merge_frame(since);
@@ -148,17 +157,46 @@ impl Session {
         }
     }
 
+    /// Whether the leader has yet to tell what it has removed since a client's claim, as it can where a slot table is followed:
+    /// revisions are of one history there. Asks it, unless another claim about the data id has to be answered first.
+    fn asks_what_was_removed(&mut self, number: u32, claim: Revision) -> bool {
+        let Some(datum) = self.cache.get_mut(number).filter(|_| self.following.is_some()) else {
+            return false;
+        };
+        let Route { link: Some(link), epoch, .. } = self.routes.of(datum.slot) else { return false };
+        let leader = (link, epoch);
+        let link = &mut self.links[link];
+        match datum.traces.of(claim, leader) {
+            Trace::Known => return false,
+            // Who has no leader to ask does not wait for one.
+            _ if !link.is_up() => return false,
+            Trace::Wait => {}
+            Trace::Ask => {
+                let question = link.ask(SubscribeItem { id: datum.id.clone(), since: claim, digest: 0 });
+                datum.traces.ask(claim, leader, question);
+                self.metrics.claims_asked.inc();
+            }
+        }
+        true
+    }
+
+    fn await_answer(&mut self, number: u32, waiting: Waiting) {
+        if let Some(datum) = self.cache.get_mut(number) {
+            debug_assert!(datum.waiting.last().is_none_or(|last| last.client != waiting.client));
+            datum.waiting.push(waiting);
+        }
+    }
+
     fn wait(&mut self, index: u32, number: u32, since: Revision, digest: u64) {
         let follows = self.following.is_some();
-        let Some(datum) = self.cache.get_mut(number) else { return };
-        datum.waiting.retain(|waiting| waiting.client != index);
+        let Some(datum) = self.cache.get(number) else { return };
         let link = self.routes.of(datum.slot).link.filter(|_| datum.known);
         let asked = link.map(|link| {
             let link = &mut self.links[link];
             let since = datum.since((!follows).then_some(link.run));
             link.ask(SubscribeItem { id: datum.id.clone(), since, digest: 0 })
         });
-        datum.waiting.push(Waiting { client: index, since, digest, asked, in_vain: 0 });
+        self.await_answer(number, Waiting { client: index, since, digest, asked, in_vain: 0 });
     }
 
     /// A client no longer wants data ids.
@@ -223,8 +261,9 @@ impl Session {
     /// A link is up: ask for every data id of that shard, from where the cache stands if the shard can go on from there.
     pub(super) fn ask_all(&mut self, number: usize) {
         let follows = self.following.is_some();
-        let (cache, routes, link) = (&self.cache, &self.routes, &mut self.links[number]);
-        for (_, datum) in cache.iter().filter(|(_, datum)| routes.of(datum.slot).link == Some(number)) {
+        let (cache, routes, link) = (&mut self.cache, &self.routes, &mut self.links[number]);
+        for (_, datum) in cache.iter_mut().filter(|(_, datum)| routes.of(datum.slot).link == Some(number)) {
+            datum.traces.forget_question();
             let since = datum.since((!follows).then_some(link.run));
             link.subscribe(SubscribeItem { id: datum.id.clone(), since, digest: 0 });
         }
@@ -240,6 +279,9 @@ impl Session {
             return;
         }
         if refusal == Refusal::SlotMoved && self.following.is_some() {
+            if let Some(datum) = self.cache.get_mut(number) {
+                datum.traces.forget_question();
+            }
             return self.defer(link, key, Again::Interest(key), now);
         }
         for index in datum.subscribers.clone() {
@@ -305,6 +347,12 @@ impl Session {
                     self.links[number].subscribe(ask);
                 }
             }
+        }
+        let answered = self.links[number].answered;
+        if let Some(datum) = self.cache.get_mut(cached)
+            && applied != Applied::Gap
+        {
+            datum.traces.hear((number, route.epoch), answered, diff.removes());
         }
         let is_vouched = route.is_vouched && (self.following.is_none() || epoch == route.epoch);
         if is_vouched && applied != Applied::Gap {

@@ -215,3 +215,29 @@ fn a_reader_from_beyond_the_fork_gets_the_whole_list() {
     assert!(pushes.len() == 1 && pushes[0].diff().is_snapshot);
     assert_eq!(sorted(&pushes[0]), [1, 2]);
 }
+
+#[test]
+fn a_reader_from_before_the_copy_is_told_what_was_removed_since() {
+    let id = data_id("checkout");
+    let (mut leader, _) = pair(&id);
+    let since = leader.subscribe(2, &id).revision;
+    leader.write_ok(1, &Frame::of(1).remove(&id, 1, version(1, 1)));
+    let mut node = node();
+    [1, 2].into_iter().for_each(|session| node.open(session));
+    node.shard.follow(SLOT, 1, node.now).expect("nothing is known of it");
+    catch_up(&mut leader.shard, &mut node.shard, (ReplicaId(2), SLOT), leader.now);
+    node.shard.lead(SLOT, 2, node.now).expect("a larger epoch");
+    assert!(since < held(&node.shard, SLOT).log().floor(), "its history begins behind that");
+    let beyond = Revision(Revision::open(1).0 + 1000);
+    for (reader, since) in [(1, beyond), (2, since)] {
+        node.shard.handle_interest(ReaderId(reader), &id, since).expect("it is led");
+    }
+    [1, 2].into_iter().for_each(|session| _ = beat(&mut node, session, route(SLOT, 2)));
+    let (_, pushes) = node.turn();
+    let told: Vec<_> = pushes.iter().map(|push| (push.diff().is_snapshot, push.registers())).collect();
+    assert_eq!(
+        told,
+        [(true, (vec![2], vec![])), (true, (vec![2], vec![1]))],
+        "to whom it was of this history"
+    );
+}

@@ -1,5 +1,7 @@
 //! Slots that move while a session is at work: what it tells new leaders, and what it makes of what it hears from both.
 
+mod claims;
+
 pub mod scene;
 
 use slotcast_engine::{
@@ -517,7 +519,10 @@ fn a_subscriber_that_is_ahead_waits_for_the_table_that_it_has_seen() {
     assert_eq!(scene.list(ahead, &id), [2, 9], "an older list is not told");
     scene.move_to(&[(0, 2, 2)]);
     let all = [1, 2, 9].map(|register| (record(&id, register, b"a"), OTHER));
+    scene.take(2);
     scene.tell_list(2, &id, (Revision::ZERO, at(2, 7)), &[], &all);
+    assert_eq!(scene.take(2).last(), Some(&Told::Subscribe(vec![(id.key(), at(2, 5))])));
+    scene.tell_list(2, &id, (at(2, 5), at(2, 7)), &[], &all[..1]);
     assert_eq!(scene.list(ahead, &id), [1, 2, 9]);
 }
 
