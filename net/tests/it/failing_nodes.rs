@@ -20,7 +20,7 @@ use slotcast_net::{
     process::{MetaProcess, SessionProcess},
 };
 
-use crate::cluster::{PATIENCE, get, metric, until_metric};
+use crate::cluster::{PATIENCE, get, metric, until, until_metric};
 
 const SLOTS: u32 = 16;
 const DATA_IDS: usize = 12;
@@ -168,6 +168,13 @@ impl Cluster {
         self.nodes.remove(&leader).unwrap().kill();
         self.until_newer_table(epoch);
         leader
+    }
+
+    /// Where a node answers HTTP.
+    fn pages(&self, id: &str) -> SocketAddr {
+        let status = self.meta.server.desk.status().unwrap().status;
+        let node = status.nodes.iter().find(|node| node.id == id).unwrap();
+        SocketAddr::from(([127, 0, 0, 1], node.http))
     }
 
     fn session_addrs(&self) -> Vec<SocketAddr> {
@@ -480,6 +487,95 @@ fn a_leader_that_is_asked_to_end_hands_over_first_and_nobody_waits_for_its_lease
         leader
     };
     under_load(2, &settings, restart, |cluster, ended| cluster.start_node(ended)).stop();
+}
+
+/// The payloads of one instance of each data id, as a reader was told them last.
+#[derive(Default)]
+struct Payloads(BTreeMap<DataId, Vec<u8>>);
+
+impl Payloads {
+    /// Waits until all of `ids` have `payload`.
+    fn until<'i>(&mut self, reader: &Client, ids: impl Iterator<Item = &'i DataId> + Clone, payload: &[u8]) {
+        let are_told = |told: &Self| ids.clone().all(|id| told.0.get(id).is_some_and(|it| it == payload));
+        if !are_told(self) {
+            until(reader, |update| {
+                self.take(update);
+                are_told(self)
+            });
+        }
+    }
+
+    /// Returns the data id that was told.
+    fn take(&mut self, update: &Update) -> Option<DataId> {
+        let (Update::Snapshot { id, instances: told, .. } | Update::Diff { id, changed: told, .. }) = update
+        else {
+            return None;
+        };
+        let (_, instance) = told.last()?;
+        self.0.insert(id.clone(), instance.payload.clone());
+        Some(id.clone())
+    }
+}
+
+#[test]
+fn a_follower_that_reads_nothing_delays_nobody_costs_a_bounded_buffer_and_catches_up() {
+    const IDS: usize = 60;
+    const LARGE: usize = 16;
+    const BUFFER: usize = 1 << 20;
+    // More than the batches that a leader keeps of each slot.
+    const ROUNDS_BEHIND: usize = 24;
+    let buffer = format!("data.link_buffer_max={BUFFER}");
+    let mut cluster = Cluster::start(2, 1, &["meta.node_lease=60s", "data.replica_lag_max=60s", &buffer]);
+    cluster.until_in_sync();
+    cluster.until_ready();
+    let (leader, slow) = (cluster.pages("node-1"), cluster.pages("node-2"));
+    let [writer, reader] =
+        [0, 1].map(|_| Client::connect(ClientConfig::new(cluster.session_addrs())).unwrap());
+    let ids: Vec<DataId> = (0..IDS).map(data_id).collect();
+    let held: BTreeMap<DataId, Registration> =
+        ids.iter().map(|id| (id.clone(), writer.publish(id, "large", "", b"first").unwrap())).collect();
+    let change = |id: &DataId, payload: &[u8]| {
+        writer.republish(held[id], id, "large", "", payload).unwrap();
+    };
+    ids.iter().for_each(|id| reader.subscribe(id).unwrap());
+    let mut told = Payloads::default();
+    told.until(&reader, ids.iter(), b"first");
+    let copies = metric(slow, "data_replica_taken_copies", "");
+    cluster.nodes["node-2"].signal(libc::SIGSTOP);
+    // What the other node leads is pushed; the rest waits for its leader.
+    ids.iter().for_each(|id| change(id, b"second"));
+    let mut led = BTreeSet::new();
+    until(&reader, |update| {
+        led.extend(told.take(update));
+        led.len() >= LARGE
+    });
+    let mut payload = vec![b'x'; 31 * 1024];
+    let (begin, mut most, mut rounds_behind) = (Instant::now(), 0.0, 0);
+    while rounds_behind < ROUNDS_BEHIND {
+        assert!(begin.elapsed() < PATIENCE, "{most} bytes wait, and the link still takes more");
+        payload[0] = payload[0].wrapping_add(1);
+        led.iter().for_each(|id| change(id, &payload));
+        told.until(&reader, led.iter(), &payload);
+        most = f64::max(most, metric(leader, "data_replica_waiting_bytes", ""));
+        rounds_behind += usize::from(metric(leader, "data_replica_links_full", "") == 1.0);
+    }
+    let bound = (2 * BUFFER + (1 << 20)) as f64;
+    assert!((BUFFER as f64..bound).contains(&most), "{most} bytes waited");
+    cluster.nodes["node-2"].signal(libc::SIGCONT);
+    until_metric(slow, "data_replica_taken_copies", "", |now| now > copies);
+    cluster.until_in_sync();
+    until_metric(leader, "data_replica_lag_revisions", "", |lag| lag == 0.0);
+    told.until(&reader, ids.iter().filter(|id| !led.contains(*id)), b"second");
+    // What it has it can lead with.
+    let (_, epoch) = cluster.leader();
+    cluster.nodes.remove("node-1").unwrap().end();
+    cluster.until_newer_table(epoch);
+    let before = told.0.clone();
+    let (first, rest) = ids.split_at(1);
+    change(&first[0], b"third");
+    told.until(&reader, first.iter(), b"third");
+    assert!(rest.iter().all(|id| told.0[id] == before[id]), "nothing else is new");
+    cluster.stop();
 }
 
 #[test]
