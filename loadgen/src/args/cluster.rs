@@ -33,10 +33,11 @@ pub struct ChaosArgs {
     /// Begin no round after this long.
     #[arg(long, value_name = "DURATION", value_parser = above_zero)]
     pub duration: Option<humantime::Duration>,
-    /// The load of `run` instead of random operations, with its oracle and its delays; --duration is the window then.
+    /// The load of `run` instead of random operations, with its oracle and its delays; --duration is the window then [default:
+    /// headline for grow].
     #[arg(long, value_enum, conflicts_with_all = ["rounds", "operations_per_sec"])]
     pub preset: Option<Preset>,
-    /// Data nodes [default: 1 for kill-restart and pause, else 3].
+    /// Data nodes [default: 1 for kill-restart and pause, 2 for grow, else 3].
     #[arg(long, value_parser = clap::value_parser!(u8).range(1..=32))]
     pub data: Option<u8>,
     /// Sessions [default: 2].
@@ -120,7 +121,8 @@ impl ChaosArgs {
             services: self.services,
             ..Wishes::default()
         };
-        let (shape, notes) = self.preset?.scaled(&wishes);
+        let preset = self.preset.or((self.scenario == Scenario::Grow).then_some(Preset::Headline));
+        let (shape, notes) = preset?.scaled(&wishes);
         let window = self.duration.map_or(PRESET_WINDOW, Into::into);
         let source = Source::Synthetic(Synthetic {
             clients: shape.clients,
@@ -152,7 +154,8 @@ impl ChaosArgs {
     /// The run with these settings.
     pub fn spec(&self) -> ChaosSpec {
         let moves = self.scenario == Scenario::MoveSlot;
-        let usual = if self.preset.is_some() { Shape::CLUSTER } else { self.scenario.shape() };
+        let is_own = self.preset.is_none() || self.scenario == Scenario::Grow;
+        let usual = if is_own { self.scenario.shape() } else { Shape::CLUSTER };
         let data = self.data.map_or(usual.data, usize::from);
         let several = self.scenario == Scenario::Random && Cluster::has_etcd();
         let usually = if several { 2 } else { usual.metas.max(usize::from(data > 1)) };

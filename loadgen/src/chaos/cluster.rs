@@ -374,6 +374,20 @@ impl Cluster {
         (0..all).max_by_key(leads)
     }
 
+    /// Whether a data node leads half of an even share of the slots or more, as the control plane sees it.
+    pub fn carries(&self, number: usize) -> bool {
+        let (id, Some(view)) = (node_id(number), self.view()) else { return false };
+        let nodes = &view.status.nodes;
+        let all: usize = nodes.iter().map(|node| node.leads).sum();
+        nodes.iter().any(|node| node.id == id && node.leads > 0 && node.leads * nodes.len() * 2 >= all)
+    }
+
+    /// Whether a data node holds no slot, as the control plane sees it.
+    pub fn is_empty(&self, number: usize) -> bool {
+        let (id, view) = (node_id(number), self.view());
+        view.is_some_and(|view| view.status.nodes.iter().any(|node| node.id == id && node.holds == 0))
+    }
+
     /// The data node that leads most and the process that leads the control plane, by their places.
     pub fn leaders(&self) -> (usize, usize) {
         let meta = self.leading().map_or(0, |(number, _)| number);

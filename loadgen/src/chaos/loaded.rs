@@ -50,6 +50,12 @@ enum Step {
     Ready(Member),
     /// Wait until every slot has its leader and replicas.
     Whole,
+    /// Wait until a data node leads half of an even share of the slots or more.
+    Carries(usize),
+    /// Have a data node emptied.
+    Drain(usize),
+    /// Wait until it holds nothing.
+    Empty(usize),
     /// Wait until what that leads to has come to rest.
     Rest,
 }
@@ -85,7 +91,7 @@ pub struct Promotions {
 pub fn run(spec: &ChaosSpec, load: &RunSpec, workload: &Workload, progress: &Progress) -> Result<Outcome> {
     let plan = ClusterPlan {
         shape: spec.shape,
-        spare: 0,
+        spare: usize::from(spec.scenario == Scenario::Grow),
         storage: spec.storage,
         settings: settings(spec, workload),
         limit: world::limit(spec),
@@ -167,8 +173,17 @@ fn plan_steps(scenario: Scenario, shape: Shape, leader: usize) -> Result<VecDequ
             };
             std::iter::once(first).chain(all.flat_map(turn)).collect()
         }
+        Scenario::Grow => {
+            // The first of the old ones goes, so the new one has to stand in for it.
+            let (added, emptied) = (shape.data, 0);
+            let (new, old) = (Member::Data(added), Member::Data(emptied));
+            let grows =
+                [first, Step::Start(new), Step::Ready(new), Step::Carries(added), Step::Whole, Step::Rest];
+            let shrinks = [Step::Drain(emptied), Step::Empty(emptied), Step::End(old), Step::Ended(old)];
+            grows.into_iter().chain(shrinks).chain([Step::Whole, Step::Rest]).collect()
+        }
         Scenario::Random | Scenario::MoveSlot => {
-            bail!("a preset's load goes with kill-leader, kill-restart, pause and rolling")
+            bail!("a preset's load goes with kill-leader, kill-restart, pause, rolling and grow")
         }
     })
 }
@@ -189,6 +204,9 @@ fn take(step: Step, since: u64, cluster: &mut Cluster) -> Result<bool> {
         Step::Start(member) => cluster.start(member)?,
         Step::Ready(member) => cluster.is_ready(member)?,
         Step::Whole => cluster.is_whole(),
+        Step::Carries(number) => cluster.carries(number),
+        Step::Drain(number) => cluster.drain(number, true).map(|()| true)?,
+        Step::Empty(number) => cluster.is_empty(number),
     })
 }
 

@@ -28,7 +28,7 @@ pub use scenario::Scenario;
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use slotcast_net::data::storage::StorageKind;
 
 use crate::progress::Progress;
@@ -77,6 +77,7 @@ pub fn run(spec: &ChaosSpec, progress: &Progress) -> Result<Outcome> {
     }
     match spec.scenario {
         Scenario::MoveSlot => move_slot::run(spec, progress),
+        Scenario::Grow => bail!("grow goes with the load of a preset"),
         _ => world::run(spec, progress),
     }
 }

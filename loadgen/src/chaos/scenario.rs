@@ -27,6 +27,8 @@ pub enum Scenario {
     Rolling,
     /// SIGSTOP of a data node, or of a session, for three seconds.
     Pause,
+    /// Nothing: a data node is added, and one of the others is emptied and ends, both under the load of a preset.
+    Grow,
 }
 
 impl Scenario {
@@ -35,6 +37,7 @@ impl Scenario {
         match self {
             Scenario::KillRestart | Scenario::Pause => Shape::SINGLE,
             Scenario::MoveSlot => Shape { data: 1, sessions: 1, metas: 1 },
+            Scenario::Grow => Shape { data: 2, sessions: 2, metas: 1 },
             Scenario::Random | Scenario::KillLeader | Scenario::Rolling => Shape::CLUSTER,
         }
     }
@@ -111,7 +114,7 @@ impl Fault {
                 let data = (0..shape.data).map(Member::Data);
                 (Act::Restart, data.chain((0..shape.sessions).map(Member::Session)).collect(), 0)
             }
-            Scenario::MoveSlot => (Act::Drain, vec![Member::Data(leader)], 0),
+            Scenario::MoveSlot | Scenario::Grow => (Act::Drain, vec![Member::Data(leader)], 0),
             Scenario::Random => {
                 let leaders = (Member::Data(leader), Member::Meta(meta));
                 Self::anything((shape, cuts), leaders, (data, session), random)
