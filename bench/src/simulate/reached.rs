@@ -4,9 +4,10 @@ use slotcast_engine::shard::ShardStats;
 use slotcast_net::meta::core::MetaCounters;
 
 /// Reached in few seeds, or in none while all is well.
-pub const RARE: [&str; 9] = [
+pub const RARE: [&str; 10] = [
     "gaps",
     "older_diffs",
+    "lists_amended",
     "repaired_removals",
     "refused_frames",
     "stale_replays",
@@ -208,6 +209,8 @@ counters! {
     gaps
     /// Diffs that were older than what a session had.
     older_diffs
+    /// Lists that changed in a session without another revision.
+    lists_amended
     /// Snapshots that data nodes handed out.
     snapshots
     /// Diffs that they handed out.

@@ -408,6 +408,12 @@ impl World {
                 Actor::Session(..) | Actor::Meta(_) | Actor::Liar(_) => {}
             }
         }
+        let contradictions: u64 =
+            self.session_metrics.iter().map(|metrics| metrics.diff_contradictions.get()).sum();
+        if contradictions > 0 {
+            let text = format!("data nodes have told {contradictions} times two lists of one revision");
+            self.oracle.fail(None, text);
+        }
         self.oracle.check_end(&present, &lists);
     }
 
@@ -439,6 +445,7 @@ impl World {
             reached.resumes_current += metrics.resumed_current.get();
             reached.gaps += metrics.diff_gaps.get();
             reached.older_diffs += metrics.diffs_older.get();
+            reached.lists_amended += metrics.lists_amended.get();
             reached.repairs += metrics.repaired_datums.get();
         }
         reached.readers_behind += self.node_metrics.links_behind.get();

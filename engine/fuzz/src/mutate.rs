@@ -1,5 +1,7 @@
 //! Damaged inputs from a seed, for runs without a fuzzer: a bounded number of them, always the same.
 
+use std::{fs, path::Path};
+
 /// One thing that is fed with bytes.
 pub struct Target {
     /// Its name, as `cargo fuzz run` takes it.
@@ -37,6 +39,19 @@ impl Target {
             }
         }
         outcome
+    }
+
+    /// Runs the target on what a fuzzer has found once, the files of `found/<name>` in the folder of the fuzz crate. Returns
+    /// how many there are.
+    pub fn run_found(&self, fuzz: &Path) -> usize {
+        let Ok(files) = fs::read_dir(fuzz.join("found").join(self.name)) else { return 0 };
+        let mut count = 0;
+        for file in files {
+            let input = fs::read(file.expect("a folder that can be read").path());
+            (self.run)(&input.expect("a file that can be read"));
+            count += 1;
+        }
+        count
     }
 }
 

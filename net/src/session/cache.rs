@@ -4,7 +4,7 @@
 //! frames, each encoded once and shared by all subscribers, and each following the one before it, so that a client at any
 //! revision in between can take it.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 
 use slotcast_engine::{
     diff::{self, Diff, SNAPSHOT, list_fingerprint},
@@ -73,6 +73,8 @@ pub(super) struct Datum {
     withdrawn: BTreeSet<RegisterId>,
     /// What the leader has told of what was removed before: about lists that subscribers brought.
     pub(super) traces: Traces,
+    /// The data node has told another list at this revision: only a whole one is taken until they agree, or it goes on.
+    doubted: bool,
     pub(super) subscribers: Vec<u32>,
     pub(super) waiting: Vec<Waiting>,
     pub(super) idle_since: Option<Nanos>,
@@ -101,6 +103,10 @@ pub(super) enum Applied {
     Unchanged,
     /// Subscribers have something to get.
     Changed,
+    /// The list has changed without its revision: who holds that revision has something to get, too.
+    Amended,
+    /// It tells another list than was told of the same revision before, and was not taken; the flag says that this is new.
+    Contradiction(bool),
     /// It does not follow what is cached: a fresh answer is needed.
     Gap,
     /// It is older than what is cached, and was not taken.
@@ -167,6 +173,7 @@ impl Cache {
             provisional: Vec::new(),
             withdrawn: BTreeSet::new(),
             traces: Traces::default(),
+            doubted: false,
             subscribers: Vec::new(),
             waiting: Vec::new(),
             idle_since: None,
@@ -251,17 +258,26 @@ impl Cache {
         if diff.to < datum.revision && datum.known {
             return Applied::Older;
         }
-        if diff.is_snapshot && datum.known && datum.run == run && diff.to == datum.revision {
+        let first = !datum.known;
+        // Of a persistent registration no session gives an account. What a list of this run had, this run has removed.
+        let same_run = datum.known && datum.run == run;
+        let again = datum.known && datum.revision == diff.to;
+        if same_run && again && datum.is_contradicted_by(diff) {
+            // One of the two is wrong, and nothing here says which: what subscribers were shown stays.
+            return Applied::Contradiction(!std::mem::replace(&mut datum.doubted, true));
+        }
+        if datum.doubted && !diff.is_snapshot {
+            return Applied::Gap;
+        }
+        datum.doubted = false;
+        if same_run && again && diff.is_snapshot {
             // An answer about a client's claim; this list is what the leader's was then.
             return Applied::Unchanged;
         }
-        let first = !datum.known;
         if datum.known && datum.run != run {
             datum.vouched_to = datum.vouched_to.min(datum.revision);
         }
         let before = datum.digest;
-        // Of a persistent registration no session gives an account. What a list of this run had, this run has removed.
-        let same_run = datum.known && datum.run == run;
         let may_remove = |register: RegisterId, held: &Held| {
             may_remove(held.owner, register) || held.owner == SessionId::NOBODY && same_run && !held.retained
         };
@@ -286,12 +302,16 @@ impl Cache {
         if removes.is_empty() && puts.is_empty() {
             return Applied::Unchanged;
         }
-        debug_assert!(from < diff.to, "what changes has a revision of its own");
-        datum.step(from, before, &removes, &puts, self.history_bytes_max);
+        if from < diff.to {
+            datum.step(from, before, &removes, &puts, self.history_bytes_max);
+        } else {
+            // No diff leads from a revision to itself.
+            datum.forget_steps();
+        }
         self.latest[index as usize] = diff.to;
         self.last_step[index as usize] =
             datum.steps.back().map(|step| LastStep { from: step.from, frame: step.frame.clone() });
-        Applied::Changed
+        if again { Applied::Amended } else { Applied::Changed }
     }
 
     /// The data ids with retained records whose owner is accounted for in their slot by now: a fresh answer decides.
@@ -389,7 +409,20 @@ impl Datum {
     /// The revision from which the data node is asked to go on; zero if it cannot.
     pub(super) fn since(&self, run: Option<u64>) -> Revision {
         // A leader of a slot table knows itself which revisions it can go on from.
-        if self.known && run.is_none_or(|run| self.run == run) { self.revision } else { Revision::ZERO }
+        let goes_on = self.known && !self.doubted && run.is_none_or(|run| self.run == run);
+        if goes_on { self.revision } else { Revision::ZERO }
+    }
+
+    /// Whether what is told of the revision that the list has is another list. What is retained was absent there before.
+    fn is_contradicted_by(&self, diff: &Diff<'_>) -> bool {
+        let listed = |register: &RegisterId| self.records.get(register).is_some_and(|held| !held.retained);
+        let told = |record: &Record<'_>| self.records.get(&record.register()).map(Held::checksum);
+        diff.puts().any(|record| told(&record) != Some(record.checksum()))
+            || diff.removes().any(|register| listed(&register))
+            || diff.is_snapshot && {
+                let told: HashSet<RegisterId> = diff.puts().map(|record| record.register()).collect();
+                self.records.iter().any(|(register, held)| !held.retained && !told.contains(register))
+            }
     }
 
     /// Applies a diff to the records; returns the registrations that are gone and those that are new or different.
@@ -423,8 +456,7 @@ impl Datum {
         // What a snapshot names is of the history of whom it answers: perhaps not of this list's (see `trace`).
         let mut removes: Vec<RegisterId> = diff.removes().filter(|_| !diff.is_snapshot).collect();
         if diff.is_snapshot {
-            let told: std::collections::HashSet<RegisterId> =
-                diff.puts().map(|record| record.register()).collect();
+            let told: HashSet<RegisterId> = diff.puts().map(|record| record.register()).collect();
             for (register, held) in &mut self.records {
                 if told.contains(register) {
                     continue;
@@ -468,6 +500,12 @@ impl Datum {
                 self.step_bytes -= oldest.frame.len();
             }
         }
+    }
+
+    fn forget_steps(&mut self) {
+        self.merged = None;
+        self.steps.clear();
+        self.step_bytes = 0;
     }
 
     fn snapshot_frame(&mut self) -> SharedFrame {

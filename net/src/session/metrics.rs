@@ -59,6 +59,8 @@ pub struct SessionMetrics {
     pub diffs_without_change: Counter,
     pub diffs_older: Counter,
     pub diff_gaps: Counter,
+    pub diff_contradictions: Counter,
+    pub lists_amended: Counter,
     pub digest_mismatches: Counter,
     pub repaired_datums: Counter,
     pub link_faults: Counter,
@@ -228,6 +230,16 @@ impl SessionMetrics {
                 registry,
                 "session_diff_gaps",
                 "Of these, the ones that did not follow the cache, so that a fresh answer was asked for",
+            ),
+            diff_contradictions: registered(
+                registry,
+                "session_diff_contradictions",
+                "Of these, the ones that told another list than the same data node told of the same revision: not taken",
+            ),
+            lists_amended: registered(
+                registry,
+                "session_lists_amended",
+                "Of these, the ones that changed a list without its revision, so that subscribers got it once more",
             ),
             digest_mismatches: registered(
                 registry,

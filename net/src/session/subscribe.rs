@@ -334,6 +334,25 @@ impl Session {
                 self.diff_received_at.get_or_insert(now);
                 self.notify(cached);
             }
+            Applied::Amended => {
+                self.metrics.lists_amended.inc();
+                self.insight.changed(diff.datum);
+                self.diff_received_at.get_or_insert(now);
+                self.notify(cached);
+                self.amend(cached);
+            }
+            Applied::Contradiction(is_new) => {
+                self.metrics.diff_contradictions.inc();
+                if is_new {
+                    self.ask_whole(number, cached);
+                    let id = self.cache.get(cached).map(|datum| datum.id.to_string());
+                    let (node, revision) = (self.links[number].addr, diff.to);
+                    tracing::warn!(
+                        shard = number, %node, slot = slot.0, %revision, data_id = id,
+                        "a data node tells two lists of one revision: the second is not shown, the whole is asked for"
+                    );
+                }
+            }
             Applied::Unchanged => {
                 self.metrics.diffs_without_change.inc();
             }
@@ -342,24 +361,48 @@ impl Session {
             }
             Applied::Gap => {
                 self.metrics.diff_gaps.inc();
-                if let Some(datum) = self.cache.get(cached) {
-                    let ask = SubscribeItem { id: datum.id.clone(), since: Revision::ZERO, digest: 0 };
-                    self.links[number].subscribe(ask);
-                }
+                self.ask_whole(number, cached);
             }
         }
+        let is_taken = !matches!(applied, Applied::Gap | Applied::Contradiction(_));
         let answered = self.links[number].answered;
         if let Some(datum) = self.cache.get_mut(cached)
-            && applied != Applied::Gap
+            && is_taken
         {
             datum.traces.hear((number, route.epoch), answered, diff.removes());
         }
         let is_vouched = route.is_vouched && (self.following.is_none() || epoch == route.epoch);
-        if is_vouched && applied != Applied::Gap {
+        if is_vouched && is_taken {
             let provisional = self.cache.get_mut(cached).map(Datum::vouch).unwrap_or_default();
             provisional.into_iter().for_each(|index| self.send_whole(index, cached));
         }
         self.settle_waiting(cached, now);
+    }
+
+    /// Asks a data node for the whole list of a data id.
+    fn ask_whole(&mut self, link: usize, number: u32) {
+        if let Some(datum) = self.cache.get(number) {
+            let ask = SubscribeItem { id: datum.id.clone(), since: Revision::ZERO, digest: 0 };
+            self.links[link].subscribe(ask);
+        }
+    }
+
+    /// A list has changed without its revision: subscribers that were told of that revision get the list once more.
+    fn amend(&mut self, number: u32) {
+        let Some(datum) = self.cache.get(number) else { return };
+        let (revision, mut merge) = (datum.revision, None);
+        for index in datum.subscribers.clone() {
+            let Some(Peer::Client(client)) = self.peers.get_mut(index as usize) else { continue };
+            let mut held = client.subscriptions.iter_mut().filter(|held| held.datum == number);
+            let Some(held) = held.find(|held| held.sent == revision) else { continue };
+            let Some(datum) = self.cache.get(number) else { return };
+            if datum.provisional.contains(&index) {
+                // It keeps what it holds beyond the list, but not what is known to be gone.
+                client.out.extend_from_slice(merge.get_or_insert_with(|| datum.merge_frame(revision)));
+            } else {
+                held.sent = Revision::ZERO;
+            }
+        }
     }
 
     /// The leaders of slots have waited for everybody.

@@ -27,6 +27,8 @@ mod meta;
 
 mod moves;
 
+mod two_lists;
+
 mod failover;
 
 mod failing_nodes;
