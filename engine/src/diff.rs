@@ -10,7 +10,10 @@
 //! ```
 //! Removed ids are 8 bytes each, padded to a multiple of 16. `owners` are there on links between data nodes and sessions
 //! only ([`OWNERS`]): the owning session incarnation of each put, 8 bytes each, padded likewise. Records follow each
-//! other as in [`crate::record`].
+//! other as in [`crate::record`]. A snapshot for a reader whose history has left this one ([`FORKED`]) has, in the place of removed
+//! ids, those of its puts that have not changed here since.
+
+use std::collections::BTreeSet;
 
 use crate::{
     change_log::LogEntry,
@@ -24,6 +27,9 @@ use crate::{
 pub const SNAPSHOT: u8 = 1;
 /// Flag: the owners of the puts are told.
 pub const OWNERS: u8 = 2;
+/// Flag, of snapshots only: the reader has gone on in a history that left this one, and the first column names the puts that have
+/// not changed here since. What such a reader holds of these instead is newer, unless its owner says otherwise.
+pub const FORKED: u8 = 4;
 /// Bytes of the fixed part.
 pub const FIXED_BYTES: usize = 32;
 
@@ -42,6 +48,9 @@ pub enum DiffError {
     /// A record of another data id.
     #[error("diff holds a record of another data id")]
     ForeignRecord,
+    /// Only a snapshot is for a reader of another history.
+    #[error("a diff that is no snapshot says that the reader's history has left this one")]
+    Forked,
 }
 
 /// A diff whose lengths and record headers have been checked.
@@ -56,6 +65,7 @@ pub struct Diff<'a> {
     /// Whether this is a snapshot.
     pub is_snapshot: bool,
     removes: &'a [u8],
+    unchanged: &'a [u8],
     owners: Option<&'a [u8]>,
     puts: u32,
     records: &'a [u8],
@@ -71,7 +81,12 @@ impl<'a> Diff<'a> {
             return Err(DiffError::Backwards(from, to));
         }
         let (remove_count, puts) = (u32_at(fixed, 24) as usize, u32_at(fixed, 28));
-        let Some((removes, rest)) = split_column(rest, remove_count) else { return Err(wrong) };
+        let Some((first, rest)) = split_column(rest, remove_count) else { return Err(wrong) };
+        let (removes, unchanged): (&[u8], &[u8]) = match flags & (SNAPSHOT | FORKED) {
+            FORKED => return Err(DiffError::Forked),
+            flags if flags & FORKED != 0 => (&[], first),
+            _ => (first, &[]),
+        };
         let (owners, records) = if flags & OWNERS == 0 {
             (None, rest)
         } else {
@@ -89,12 +104,19 @@ impl<'a> Diff<'a> {
         if found != puts {
             return Err(wrong);
         }
-        Ok(Self { datum, from, to, is_snapshot: flags & SNAPSHOT != 0, removes, owners, puts, records })
+        let is_snapshot = flags & SNAPSHOT != 0;
+        Ok(Self { datum, from, to, is_snapshot, removes, unchanged, owners, puts, records })
     }
 
     /// Registrations that are gone at `to`.
     pub fn removes(&self) -> impl Iterator<Item = RegisterId> + 'a {
-        self.removes.chunks_exact(8).map(|bytes| RegisterId(u64_at(bytes, 0)))
+        ids(self.removes)
+    }
+
+    /// Registrations whose record is told and has not changed since the reader's history left this one. Of which others that
+    /// goes is not known.
+    pub fn unchanged(&self) -> impl Iterator<Item = RegisterId> + 'a {
+        ids(self.unchanged)
     }
 
     /// Registrations whose record at `to` is told.
@@ -172,17 +194,31 @@ pub struct Answer<'a> {
     pub is_snapshot: bool,
     /// Registrations that are gone.
     pub removes: Vec<RegisterId>,
+    /// Of a snapshot for a reader whose history has left this one: the puts that have not changed since.
+    pub unchanged: Vec<RegisterId>,
     /// Records and their owners.
     pub puts: Vec<(Record<'a>, SessionId)>,
 }
 
-impl Answer<'_> {
+impl<'a> Answer<'a> {
+    fn of(
+        (from, to): (Revision, Revision),
+        removes: Vec<RegisterId>,
+        puts: Vec<(Record<'a>, SessionId)>,
+    ) -> Self {
+        Self { from, to, is_snapshot: false, removes, unchanged: Vec::new(), puts }
+    }
+
     /// Appends the body of this answer with owners and returns the frame flags that go with it.
     pub fn write(&self, datum: DatumKey, out: &mut Vec<u8>) -> u8 {
         let owners = self.puts.iter().map(|(_, owner)| *owner);
         let records = self.puts.iter().map(|(record, _)| *record);
-        write_columns(out, datum, (self.from, self.to), &self.removes, Some(owners), records);
-        OWNERS | if self.is_snapshot { SNAPSHOT } else { 0 }
+        let (first, flag) = match self.unchanged.is_empty() {
+            true => (&self.removes, 0),
+            false => (&self.unchanged, FORKED),
+        };
+        write_columns(out, datum, (self.from, self.to), first, Some(owners), records);
+        OWNERS | flag | if self.is_snapshot { SNAPSHOT } else { 0 }
     }
 }
 
@@ -197,7 +233,7 @@ pub fn collect(slot: &Slot, datum: DatumKey, since: Revision) -> Answer<'_> {
         return whole(slot, datum, since);
     }
     let Some((_, latest, publishers)) = state else {
-        return Answer { from: since, to, is_snapshot: false, removes: Vec::new(), puts: Vec::new() };
+        return Answer::of((since, to), Vec::new(), Vec::new());
     };
     let mut changed: Vec<RegisterId> = Vec::new();
     let mut from = since;
@@ -223,13 +259,33 @@ pub fn collect(slot: &Slot, datum: DatumKey, since: Revision) -> Answer<'_> {
             None => removes.push(register),
         }
     }
-    Answer { from, to, is_snapshot: false, removes, puts }
+    Answer::of((from, to), removes, puts)
 }
 
 /// The whole list of one data id, stamped with the slot's revision.
 pub fn snapshot(slot: &Slot, datum: DatumKey) -> Answer<'_> {
     let puts = slot.records(datum).collect();
-    Answer { from: Revision::ZERO, to: slot.revision(), is_snapshot: true, removes: Vec::new(), puts }
+    Answer { is_snapshot: true, ..Answer::of((Revision::ZERO, slot.revision()), Vec::new(), puts) }
+}
+
+/// The whole list of one data id for a reader that left this slot's history no earlier than at `fork`. It says which
+/// registrations have not changed since, as far as the log reaches: such a reader knows of them what is told here or
+/// something newer.
+pub fn forked(slot: &Slot, datum: DatumKey, fork: Revision) -> Answer<'_> {
+    let mut answer = snapshot(slot, datum);
+    if let Some((_, latest, _)) = slot.datum_state(datum)
+        && slot.log().floor() <= fork
+    {
+        let changed: BTreeSet<RegisterId> =
+            slot.log().datum_changes(latest, fork).map(|entry| entry.register).collect();
+        let told = answer.puts.iter().map(|(record, _)| record.register());
+        answer.unchanged = told.filter(|register| !changed.contains(register)).collect();
+    }
+    answer
+}
+
+fn ids<'a>(column: &'a [u8]) -> impl Iterator<Item = RegisterId> + 'a {
+    column.chunks_exact(8).map(|bytes| RegisterId(u64_at(bytes, 0)))
 }
 
 /// The same for a reader that held the state of `since` in this slot's own history: it also names what is known to have been

@@ -54,6 +54,7 @@ pub use insight::{TopAnswer, TopKind, TopScan};
 use links::Link;
 pub use links::LinkError;
 pub use pushes::Push;
+use pushes::Since;
 pub use replicas::{PART_BYTES, Part, ReplicaLag, ReplicaSend, ReplicaStats};
 pub use writes::Acknowledgement;
 use writes::PendingAck;
@@ -131,7 +132,7 @@ pub struct Shard {
     acks: VecDeque<PendingAck>,
     durable_acks: DurableAcks,
     sealed: VecDeque<Seal>,
-    asked: BTreeMap<(ReaderId, SlotId, DatumKey), Revision>,
+    asked: BTreeMap<(ReaderId, SlotId, DatumKey), Since>,
     catching_up: BTreeMap<(ReaderId, SlotId), Revision>,
     ending: VecDeque<(SessionId, SlotId)>,
     mark: u64,

@@ -8,7 +8,7 @@
 //!    linked to a run of the data node knew of its earlier runs), whoever holds it; a leader epoch of a slot is opened by
 //!    one process only; a subscriber's revision never goes back within one subscription.
 //! 2. *Complete.* A subscriber's list at a revision holds everything that the leader's list held there, with that
-//!    content; nothing that was never published.
+//!    content, or with a newer one that an earlier term listed and a young one has not heard of; nothing that was never published.
 //! 3. *Nothing stale.* What it holds beyond that was listed when the term before ended; or the term is
 //!    young, and the session did not hear that it went in an earlier one, or the client brought it along from another
 //!    session: it is kept only because absence is not removal, until its owner is known to be complete.
@@ -107,6 +107,7 @@ pub struct Seen {
     pub moved: u64,
     pub stale_replays: u64,
     pub stale_contents: u64,
+    pub kept_contents: u64,
     pub unheard_moves: u64,
     pub removals_acknowledged: u64,
     pub revisions_reused: u64,
@@ -165,7 +166,8 @@ pub struct Oracle {
     settle: u64,
     /// The table that each session goes by, and what it has of each data id: leader epoch and revision.
     told: BTreeMap<SessionId, tables::Told>,
-    /// Slots of which what was acknowledged as persistent may be lost with a disk: its node's place was taken.
+    /// Slots of which what was acknowledged as persistent may be lost with a disk: a node with the id of another, and without its
+    /// disk, has led them. No other leader is excused.
     pub unclean: BTreeSet<SlotId>,
 }
 

@@ -4,7 +4,7 @@ use slotcast_engine::shard::ShardStats;
 use slotcast_net::meta::core::MetaCounters;
 
 /// Reached in few seeds, or in none while all is well.
-pub const RARE: [&str; 10] = [
+pub const RARE: [&str; 12] = [
     "gaps",
     "older_diffs",
     "lists_amended",
@@ -12,13 +12,15 @@ pub const RARE: [&str; 10] = [
     "refused_frames",
     "stale_replays",
     "stale_contents",
+    "kept_contents",
+    "resumes_deferred",
     "unheard_moves",
     "not_durable_yet",
     "unclean_slots",
 ];
 
 /// Only there with a control plane.
-pub const OF_CLUSTER: [&str; 32] = [
+pub const OF_CLUSTER: [&str; 34] = [
     "full_disks",
     "store_away",
     "store_slow",
@@ -51,6 +53,8 @@ pub const OF_CLUSTER: [&str; 32] = [
     "accepts_confirmed",
     "accepts_late",
     "copies_compared",
+    "kept_contents",
+    "resumes_deferred",
 ];
 
 impl Reached {
@@ -245,6 +249,10 @@ counters! {
     stale_replays
     /// Older contents that came back for a while in the same way.
     stale_contents
+    /// Lists that kept a newer content than a new leader had.
+    kept_contents
+    /// Resumes that a session put off until the owners of its list were known.
+    resumes_deferred
     /// Registrations that went with a session that was not their owner any more, as who asked had not heard.
     unheard_moves
 }

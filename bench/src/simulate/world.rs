@@ -298,9 +298,12 @@ impl World {
                 for session in std::mem::take(&mut self.greeting) {
                     self.oracle.node_greeted(node.process, session, node.role.shard().epoch());
                 }
-                if host == self.plan.layout.spare() && node.role.table_epoch() > 0 {
-                    // It was taken for another, whose disk it does not have.
-                    self.oracle.unclean.extend((0..SLOTS as u16).map(SlotId));
+                if host == self.plan.layout.spare() {
+                    // It was taken for another, whose disk it does not have: what it leads may lack what that one had. What it
+                    // only follows lacks nothing, for its leader tells it, and waits for what this disk has by itself.
+                    let slots = (0..SLOTS as u16).map(SlotId);
+                    let shard = node.role.shard();
+                    self.oracle.unclean.extend(slots.filter(|slot| shard.state(*slot).is_led()));
                 }
                 self.oracle.node_turn(node.process, &node.role);
                 let waits = node.disk.as_ref().is_some_and(|side| !side.requests.is_empty());
@@ -424,7 +427,7 @@ impl World {
         (reached.retained, reached.departures, reached.moves) = (seen.retained, seen.departed, seen.moved);
         (reached.removals_acknowledged, reached.updates) = (seen.removals_acknowledged, seen.updates);
         (reached.stale_replays, reached.stale_contents) = (seen.stale_replays, seen.stale_contents);
-        reached.unheard_moves = seen.unheard_moves;
+        (reached.kept_contents, reached.unheard_moves) = (seen.kept_contents, seen.unheard_moves);
         (reached.promotions, reached.demotions) = (seen.promotions, seen.demotions);
         (reached.led_from_nothing, reached.slots_left) = (seen.led_from_nothing, seen.slots_left);
         (reached.accepts_confirmed, reached.accepts_late) = (seen.accepts_confirmed, seen.accepts_late);
@@ -443,6 +446,7 @@ impl World {
             reached.clients_timed_out += metrics.client_timeouts.get();
             reached.slow_clients += metrics.slow_clients.get();
             reached.resumes_current += metrics.resumed_current.get();
+            reached.resumes_deferred += metrics.resumes_deferred.get();
             reached.gaps += metrics.diff_gaps.get();
             reached.older_diffs += metrics.diffs_older.get();
             reached.lists_amended += metrics.lists_amended.get();

@@ -103,6 +103,12 @@ pub(super) fn diffs() -> Vec<Vec<u8>> {
         body(diff::SNAPSHOT, Revision::ZERO, &[], None),
         body(0, Revision::open(1), &[RegisterId(8), RegisterId(9)], None),
         body(diff::OWNERS, Revision::open(1), &[RegisterId(8)], Some(&owners)),
+        body(
+            diff::SNAPSHOT | diff::OWNERS | diff::FORKED,
+            Revision::ZERO,
+            &[RegisterId(1), RegisterId(3)],
+            Some(&owners),
+        ),
     ]
 }
 

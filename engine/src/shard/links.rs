@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Shard, insight::note_reads};
+use super::{Shard, insight::note_reads, pushes::Since};
 use crate::{
     error::Refusal,
     faults::Fault,
@@ -142,7 +142,16 @@ impl Shard {
             }
         }
         self.note_read(slot, datum);
-        self.asked.insert((reader, slot, datum), if is_trusted { since } else { Revision::ZERO });
+        let from = match self.slots.led(slot).and_then(|slot| slot.left_at(since)) {
+            _ if is_trusted => Since::Here(since),
+            Some(left_at) => Since::Elsewhere(left_at),
+            None => Since::Here(Revision::ZERO),
+        };
+        let asked = self.asked.entry((reader, slot, datum)).or_insert(from);
+        // Who asks once more for all of it still holds what it held.
+        if since != Revision::ZERO || !matches!(asked, Since::Elsewhere(_)) {
+            *asked = from;
+        }
         Ok(())
     }
 

@@ -11,6 +11,15 @@ use crate::{
     slot::Slot,
 };
 
+/// From where a reader asks for a data id.
+#[derive(Clone, Copy)]
+pub(super) enum Since {
+    /// A revision of the slot's own history; zero: nothing that counts.
+    Here(Revision),
+    /// It is in another history, which left the slot's own at this revision.
+    Elsewhere(Revision),
+}
+
 /// One diff for some readers. Written once, whoever gets it.
 pub struct Push<'a> {
     /// Who gets it, in rising order. Data ids that the same readers want have equal slices here.
@@ -86,7 +95,10 @@ impl Shard {
         });
         for ((reader, slot_id, datum), since) in answered {
             let Some(slot) = slots.accepting(slot_id) else { continue };
-            let answer = answer(faults, slot, datum, since);
+            let answer = match since {
+                Since::Here(since) => answer(faults, slot, datum, since),
+                Since::Elsewhere(left_at) => diff::forked(slot, datum, left_at),
+            };
             count(stats, &answer);
             deliver(Push { readers: &[reader], slot: slot_id, datum, answer });
         }

@@ -30,6 +30,10 @@ impl Slot {
             (ChangeKind::Put, Some(record)) => self.apply_put(change, record),
             (ChangeKind::Touch, _) => {
                 let Some(index) = self.find(change.datum, change.register) else { return };
+                // A scan that is applied first may have the removal that comes behind this.
+                if !matches!(self.publication(index).place(), Place::Live(_)) {
+                    return;
+                }
                 self.leave_digest(index);
                 let before = self.content_of(index);
                 let publication = &mut self.publications[index as usize];

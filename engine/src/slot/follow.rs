@@ -75,6 +75,11 @@ impl Slot {
         self.lineage.has(at, self.revision)
     }
 
+    /// Where a reader at `since` has left this slot's history at the latest, if it has left it in an earlier epoch.
+    pub fn left_at(&self, since: Revision) -> Option<Revision> {
+        self.lineage.left_at(since, self.revision)
+    }
+
     /// The last revision of each earlier leader epoch in this slot's history, in rising order.
     pub fn forks(&self) -> &[Revision] {
         self.lineage.forks()

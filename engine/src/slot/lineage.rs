@@ -53,6 +53,16 @@ impl Lineage {
         Some(self.0[at])
     }
 
+    /// Where a reader at `at`, who is in another history than a slot at `now`, left this one at the latest. None if it has not
+    /// left it, or comes from an epoch that is still to come.
+    pub(crate) fn left_at(&self, at: Revision, now: Revision) -> Option<Revision> {
+        if at == Revision::ZERO || at.epoch() >= now.epoch() || self.has(at, now) {
+            return None;
+        }
+        let before = self.0.partition_point(|last| last.epoch() <= at.epoch());
+        before.checked_sub(1).map(|index| self.0[index])
+    }
+
     /// The epoch that followed an earlier one; `now` is the present.
     pub(crate) fn epoch_after(&self, epoch: u32, now: Revision) -> u32 {
         let at = self.0.partition_point(|last| last.epoch() <= epoch);
@@ -98,6 +108,18 @@ mod tests {
             (Revision::ZERO, false),
         ] {
             assert_eq!(lineage.has(of, now), expected, "{of}");
+        }
+        for (of, left_at) in [
+            (at(3, 7), None),
+            (at(3, 8), Some(at(3, 7))),
+            (at(4, 2), Some(at(3, 7))),
+            (at(8, 1), Some(at(5, 0))),
+            (at(2, 4), None),
+            (at(9, 3), None),
+            (at(10, 0), None),
+            (Revision::ZERO, None),
+        ] {
+            assert_eq!(lineage.left_at(of, now), left_at, "{of}");
         }
         assert_eq!([2, 3, 5, 9].map(|epoch| lineage.epoch_after(epoch, now)), [3, 5, 9, 9]);
     }

@@ -3,15 +3,18 @@
 use std::{collections::BTreeMap, fs, path::Path};
 
 use slotcast_engine::{
+    batch::{self, Change, ChangeKind, Durability, write_change, write_name},
     change_log::ChangeLogLimits,
+    digest::Digest,
     disk_op::{DiskDone, DiskQueue, SECTOR_BYTES},
-    id::{DataId, DatumKey, Nanos, ReaderId, SessionId},
+    id::{DataId, DatumKey, Nanos, ReaderId, RegisterId, SessionId},
     journal::JournalConfig,
     memory_disk::MemoryDisk,
     recover::{
         Epochs, Layout, Loaded, RecoverConfig, RecoverError, Recovered, RecoveredSlot, finish, load, recover,
     },
     shard::{Shard, ShardConfig},
+    slot::Slot,
     storage::{StorageConfig, StorageState},
 };
 
@@ -462,4 +465,28 @@ fn the_fixture_of_version_1_is_still_read() {
     let (found, all) = recovered(&memory, 1).expect("a good directory");
     assert_eq!(found, kept.lists());
     assert!(all[0].report.snapshots > 0 && all[0].report.batches > 0 && all[0].report.torn.is_empty());
+}
+
+#[test]
+fn a_touch_behind_a_scan_that_has_its_removal_does_nothing() {
+    let id = data_id("checkout");
+    let change = |kind, number| Change {
+        kind,
+        durability: Durability::Ephemeral,
+        datum: id.key(),
+        register: RegisterId(1),
+        version: version(number, 1),
+        epoch: 1,
+        owner: SessionId(1),
+    };
+    let mut entries = Vec::new();
+    write_name(&mut entries, id.key(), id.as_bytes());
+    // The scan came to it after it was removed; the batches from before are applied over that.
+    for (kind, number) in [(ChangeKind::Remove, 3), (ChangeKind::Touch, 2), (ChangeKind::Remove, 3)] {
+        write_change(&mut entries, &change(kind, number));
+    }
+    let mut slot = Slot::open(id.key().slot(SLOTS), 1, 1, 0, ChangeLogLimits::default());
+    batch::entries(&entries).for_each(|entry| assert!(slot.restore(entry.expect("it was written here"))));
+    assert_eq!(slot.digest(), Digest::default());
+    assert_eq!(slot.version(id.key(), RegisterId(1)), Some((version(3, 1), false)));
 }

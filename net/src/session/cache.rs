@@ -22,8 +22,18 @@ use crate::{
 struct Held {
     owner: SessionId,
     record: Box<[u8]>,
-    /// Absent at a new run of the data node or a new leader, where its owner has not been heard of yet.
-    retained: bool,
+    standing: Standing,
+}
+
+/// What the data node says of a record, by the word that it has given last.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    /// It lists it.
+    Listed,
+    /// Absent at a new run of the data node or a new leader, where its owner has not been heard of yet: retained.
+    Absent,
+    /// A new leader lists an older content, and the owner of this has not been heard of there yet: retained.
+    Newer,
 }
 
 /// Above every revision.
@@ -113,6 +123,16 @@ pub(super) enum Applied {
     Older,
 }
 
+/// What a diff did to the records of a list.
+struct TakenIn {
+    /// Registrations that are gone.
+    removes: Vec<RegisterId>,
+    /// Registrations that are new or different.
+    puts: Vec<RegisterId>,
+    /// Registrations that are kept from now on with newer content than the leader has.
+    kept: u64,
+}
+
 /// How a subscriber's claim to hold the list at a revision was settled.
 pub(super) enum Resumed {
     /// It holds exactly the current list.
@@ -134,6 +154,8 @@ pub(super) struct Cache {
     index: HashMap<DatumKey, u32>,
     /// Those with retained records.
     retaining: BTreeSet<u32>,
+    /// Those with subscribers that wait for owners.
+    awaiting_owners: BTreeSet<u32>,
     /// Revision of the latest change per data id: what a subscription is compared with, densely.
     latest: Vec<Revision>,
     /// The latest step per data id, which is all that most subscribers lack.
@@ -141,6 +163,8 @@ pub(super) struct Cache {
     history_bytes_max: usize,
     /// Merged diffs handed out since this was last taken.
     pub(super) merges: u64,
+    /// Contents kept that a new leader has older ones of, since this was last taken.
+    pub(super) kept: u64,
 }
 
 impl Cache {
@@ -150,10 +174,12 @@ impl Cache {
             vacant: Vec::new(),
             index: HashMap::new(),
             retaining: BTreeSet::new(),
+            awaiting_owners: BTreeSet::new(),
             latest: Vec::new(),
             last_step: Vec::new(),
             history_bytes_max,
             merges: 0,
+            kept: 0,
         }
     }
 
@@ -202,6 +228,7 @@ impl Cache {
         let datum = self.datums.get_mut(index as usize)?.take()?;
         self.last_step[index as usize] = None;
         self.retaining.remove(&index);
+        self.awaiting_owners.remove(&index);
         self.index.remove(&datum.id.key());
         self.vacant.push(index);
         Some(datum)
@@ -238,13 +265,15 @@ impl Cache {
     }
 
     /// Takes a diff or snapshot of a run of a data node in. `may_remove` says of an owner's registration whether the data node
-    /// would know of it by now: absence from a snapshot removes only those.
+    /// would know of it by now: absence from a snapshot removes only those. `may_replace` says of an owner whether the data node
+    /// knows all that it holds: an older content in a snapshot replaces only what is of those.
     pub(super) fn apply(
         &mut self,
         index: u32,
         diff: &Diff<'_>,
         of: Lineage,
         may_remove: impl Fn(SessionId, RegisterId) -> bool,
+        may_replace: impl Fn(SessionId) -> bool,
     ) -> Applied {
         let Some(datum) = self.get_mut(index) else { return Applied::Unchanged };
         let (run, follows) = match of {
@@ -279,9 +308,11 @@ impl Cache {
         }
         let before = datum.digest;
         let may_remove = |register: RegisterId, held: &Held| {
-            may_remove(held.owner, register) || held.owner == SessionId::NOBODY && same_run && !held.retained
+            may_remove(held.owner, register)
+                || held.owner == SessionId::NOBODY && same_run && held.is_listed()
         };
-        let (removes, puts) = datum.take_in(diff, may_remove);
+        let TakenIn { removes, puts, kept } = datum.take_in(diff, may_remove, may_replace);
+        self.kept += kept;
         let from = if first { Revision::ZERO } else { self.latest[index as usize] };
         let Some(datum) = self.datums[index as usize].as_mut() else { return Applied::Unchanged };
         if datum.retained > 0 {
@@ -318,9 +349,22 @@ impl Cache {
     pub(super) fn retained_due(&self, is_known: impl Fn(SlotId, SessionId) -> bool) -> Vec<u32> {
         let is_due = |index: &u32| {
             let Some(datum) = self.get(*index) else { return false };
-            datum.records.values().any(|held| held.retained && is_known(datum.slot, held.owner))
+            let mut records = datum.records.values();
+            records.any(|held| !held.is_listed() && is_known(datum.slot, held.owner))
         };
         self.retaining.iter().copied().filter(is_due).collect()
+    }
+
+    /// A subscriber of a data id waits for the owners of what is listed.
+    pub(super) fn await_owners(&mut self, index: u32) {
+        self.awaiting_owners.insert(index);
+    }
+
+    /// The data ids whose subscribers wait for owners, which wait no longer.
+    pub(super) fn owners_known(&mut self, is_known: impl Fn(&Datum) -> bool) -> Vec<u32> {
+        let datums = &self.datums;
+        let datum = |index: u32| datums.get(index as usize).and_then(Option::as_ref);
+        self.awaiting_owners.extract_if(.., |index| datum(*index).is_none_or(&is_known)).collect()
     }
 
     /// Settles a claim to hold the list at `since` with `digest`.
@@ -413,43 +457,73 @@ impl Datum {
         if goes_on { self.revision } else { Revision::ZERO }
     }
 
-    /// Whether what is told of the revision that the list has is another list. What is retained was absent there before.
+    /// Whether what is told of the revision that the list has is another list. What is retained was absent there before, or had an
+    /// older content.
     fn is_contradicted_by(&self, diff: &Diff<'_>) -> bool {
-        let listed = |register: &RegisterId| self.records.get(register).is_some_and(|held| !held.retained);
-        let told = |record: &Record<'_>| self.records.get(&record.register()).map(Held::checksum);
-        diff.puts().any(|record| told(&record) != Some(record.checksum()))
+        let listed = |register: &RegisterId| self.records.get(register).is_some_and(Held::is_listed);
+        let fits = |held: &Held, record: &Record<'_>| {
+            held.standing == Standing::Newer || held.checksum() == record.checksum()
+        };
+        diff.puts()
+            .any(|record| !self.records.get(&record.register()).is_some_and(|held| fits(held, &record)))
             || diff.removes().any(|register| listed(&register))
             || diff.is_snapshot && {
                 let told: HashSet<RegisterId> = diff.puts().map(|record| record.register()).collect();
-                self.records.iter().any(|(register, held)| !held.retained && !told.contains(register))
+                self.records.iter().any(|(register, held)| held.is_listed() && !told.contains(register))
             }
     }
 
-    /// Applies a diff to the records; returns the registrations that are gone and those that are new or different.
+    /// Whether the owners of all that is listed have been heard of, and nothing is known better here than by the leader. What
+    /// is persistent counts as heard of: only who has all of it leads.
+    pub(super) fn is_vouched_by(&self, accounts_for: impl Fn(SessionId) -> bool) -> bool {
+        self.records.values().all(|held| match held.standing {
+            Standing::Listed => held.owner == SessionId::NOBODY || accounts_for(held.owner),
+            Standing::Absent => true,
+            Standing::Newer => false,
+        })
+    }
+
+    /// Applies a diff to the records.
     fn take_in(
         &mut self,
         diff: &Diff<'_>,
         may_remove: impl Fn(RegisterId, &Held) -> bool,
-    ) -> (Vec<RegisterId>, Vec<RegisterId>) {
-        let mut puts = Vec::new();
+        may_replace: impl Fn(SessionId) -> bool,
+    ) -> TakenIn {
+        let (mut puts, mut kept) = (Vec::new(), 0);
         let mut owners = diff.owners();
+        let unchanged: BTreeSet<RegisterId> = diff.unchanged().collect();
         for record in diff.puts() {
             let owner = owners.as_mut().and_then(Iterator::next).unwrap_or(SessionId(0));
             let register = record.register();
             match self.records.get_mut(&register) {
                 Some(held) if held.checksum() == record.checksum() => {
-                    if held.retained && !self.provisional.is_empty() {
+                    if held.standing == Standing::Absent && !self.provisional.is_empty() {
                         // Those were not told of it.
                         puts.push(register);
                     }
-                    self.retained -= usize::from(held.retained);
-                    (held.owner, held.retained) = (owner, false);
+                    self.retained -= usize::from(!held.is_listed());
+                    (held.owner, held.standing) = (owner, Standing::Listed);
+                    continue;
+                }
+                // The leader has what was there before this came, of an earlier leader that is lost or has not said it on.
+                Some(held)
+                    if diff.is_snapshot
+                        && (held.standing == Standing::Newer || unchanged.contains(&register))
+                        && !may_replace(held.owner) =>
+                {
+                    if held.standing == Standing::Absent && !self.provisional.is_empty() {
+                        puts.push(register);
+                    }
+                    self.retained += usize::from(held.is_listed());
+                    kept += u64::from(held.standing != Standing::Newer);
+                    held.standing = Standing::Newer;
                     continue;
                 }
                 _ => self.forget(register),
             }
             self.digest = self.digest.wrapping_add(list_fingerprint(register, record.checksum()));
-            let held = Held { owner, record: record.bytes().into(), retained: false };
+            let held = Held { owner, record: record.bytes().into(), standing: Standing::Listed };
             self.records.insert(register, held);
             puts.push(register);
         }
@@ -463,21 +537,21 @@ impl Datum {
                 }
                 if may_remove(*register, held) {
                     removes.push(*register);
-                } else if !held.retained {
-                    held.retained = true;
-                    self.retained += 1;
+                } else {
+                    self.retained += usize::from(held.is_listed());
+                    held.standing = Standing::Absent;
                 }
             }
         }
         removes.retain(|register| self.records.contains_key(register));
         removes.iter().for_each(|register| self.forget(*register));
-        (removes, puts)
+        TakenIn { removes, puts, kept }
     }
 
     fn forget(&mut self, register: RegisterId) {
         if let Some(held) = self.records.remove(&register) {
             self.digest = self.digest.wrapping_sub(list_fingerprint(register, held.checksum()));
-            self.retained -= usize::from(held.retained);
+            self.retained -= usize::from(!held.is_listed());
         }
     }
 
@@ -531,7 +605,7 @@ impl Datum {
     /// All that the data node's run lists, for a reader at `since` that keeps what else it holds: of what is retained here it
     /// may know better. What is known to be removed it must not keep.
     pub(super) fn merge_frame(&self, since: Revision) -> SharedFrame {
-        let listed = self.records.iter().filter(|(_, held)| !held.retained);
+        let listed = self.records.iter().filter(|(_, held)| held.standing != Standing::Absent);
         let registers: Vec<RegisterId> = listed.map(|(register, _)| *register).collect();
         let gone = self.withdrawn.iter().chain(self.traces.removed_since(since));
         let gone: BTreeSet<RegisterId> =
@@ -579,6 +653,11 @@ impl Datum {
 }
 
 impl Held {
+    /// Whether the data node lists it, as it is.
+    fn is_listed(&self) -> bool {
+        self.standing == Standing::Listed
+    }
+
     fn checksum(&self) -> u64 {
         Record::read(&self.record).map_or(0, |record| record.checksum())
     }

@@ -510,6 +510,7 @@ impl Session {
         self.metrics.persistent_undecided.set(self.persistents.len() as i64);
         self.metrics.datums.set(self.cache.len() as i64);
         self.metrics.merged_diffs.inc_by(std::mem::take(&mut self.cache.merges));
+        self.metrics.contents_kept.inc_by(std::mem::take(&mut self.cache.kept));
         self.metrics.deferred.set(self.deferred.len() as i64);
         self.observe_links();
     }

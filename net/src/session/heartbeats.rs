@@ -98,6 +98,7 @@ impl Session {
         link.unsettled = answer.unsettled.into_iter().collect();
         link.settled = answer.settled || link.settled && self.following.is_none();
         self.hear_word(number);
+        self.serve_awaiting(now);
         let routes = &self.routes;
         self.deferred.release(|slot| routes.is_covered(slot, number, covered));
         let Some(theirs) = answer.differs else { return };

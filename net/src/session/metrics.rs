@@ -55,6 +55,8 @@ pub struct SessionMetrics {
     pub slow_client_bytes: Gauge,
     pub resumed_current: Counter,
     pub claims_asked: Counter,
+    pub resumes_deferred: Counter,
+    pub contents_kept: Counter,
     pub diffs_received: Counter,
     pub diffs_without_change: Counter,
     pub diffs_older: Counter,
@@ -210,6 +212,16 @@ impl SessionMetrics {
                 registry,
                 "session_claims_asked",
                 "Questions to leaders about what was removed since a list that a client brought",
+            ),
+            resumes_deferred: registered(
+                registry,
+                "session_resumes_deferred",
+                "Resumes from a history that a new leader does not have, put off until it has heard of the owners of its list",
+            ),
+            contents_kept: registered(
+                registry,
+                "session_contents_kept",
+                "Registrations kept with newer content than a new leader has, until it has heard of their owners",
             ),
             diffs_received: registered(
                 registry,

@@ -15,7 +15,7 @@ use crate::{
         core::{Peer, Session},
         heartbeats::Word,
         moves::Again,
-        routes::Route,
+        routes::{Links, Route, SlotRoutes},
         trace::Trace,
     },
     wire::{
@@ -130,6 +130,14 @@ impl Session {
                 self.await_answer(number, waiting);
                 AWAITING
             }
+            Resumed::Merge if !self.may_merge(number, since) => {
+                // What it holds may be newer than what the leader has of an owner that has not come to it yet.
+                let waiting = Waiting { client: index, since, digest, asked: None, in_vain: 0 };
+                self.await_answer(number, waiting);
+                self.cache.await_owners(number);
+                self.metrics.resumes_deferred.inc();
+                AWAITING
+            }
             Resumed::Merge => {
                 if let Some(datum) = self.cache.get_mut(number) {
                     let frame = datum.merge_frame(since);
@@ -197,6 +205,23 @@ impl Session {
             link.ask(SubscribeItem { id: datum.id.clone(), since, digest: 0 })
         });
         self.await_answer(number, Waiting { client: index, since, digest, asked, in_vain: 0 });
+    }
+
+    /// Whether a claim may be answered with all that is listed. If it is not of the leader's history that may be older than what the
+    /// client holds, until the owners of it have been heard of there, or their leases have ended.
+    fn may_merge(&self, number: u32, claim: Revision) -> bool {
+        let Some(datum) = self.cache.get(number).filter(|_| self.following.is_some()) else { return true };
+        let Route { link: Some(link), epoch, .. } = self.routes.of(datum.slot) else { return true };
+        datum.traces.is_of_history(claim, (link, epoch))
+            || !self.links[link].is_up()
+            || is_vouched_by_owners(datum, &self.links, &self.routes)
+    }
+
+    /// Serves those who waited for owners that are known by now.
+    pub(super) fn serve_awaiting(&mut self, now: Nanos) {
+        let (links, routes) = (&self.links, &self.routes);
+        let due = self.cache.owners_known(|datum| is_vouched_by_owners(datum, links, routes));
+        due.into_iter().for_each(|number| self.settle_waiting(number, now));
     }
 
     /// A client no longer wants data ids.
@@ -314,18 +339,26 @@ impl Session {
             // Who leads in an epoch that the table here does not know has not been heard on whose absence counts.
             let word = Word::of(&self.links, slot, &route).map(|word| word.about(epoch, &route));
             let registrations = &self.registrations;
-            self.cache.apply(cached, diff, Lineage::Leader, |owner, register| {
+            let accounts_for = |owner| word.as_ref().is_some_and(|word| word.accounts_for(owner));
+            let may_remove = |owner, register| {
                 if owner == self.config.id {
                     // What was acknowledged is not sent again to a new leader, which may still lack it.
                     return !registrations.holds((diff.datum, register));
                 }
-                word.as_ref().is_some_and(|word| word.accounts_for(owner))
-            })
+                accounts_for(owner)
+            };
+            self.cache.apply(cached, diff, Lineage::Leader, may_remove, accounts_for)
         } else {
             let link = &self.links[number];
-            self.cache.apply(cached, diff, Lineage::Run(link.run), |owner, _| {
-                link.settled || link.confirmed.contains_key(&owner) || owner == self.config.id
-            })
+            let accounts_for =
+                |owner| link.settled || link.confirmed.contains_key(&owner) || owner == self.config.id;
+            self.cache.apply(
+                cached,
+                diff,
+                Lineage::Run(link.run),
+                |owner, _| accounts_for(owner),
+                accounts_for,
+            )
         };
         self.links[number].epoch_seen = self.links[number].epoch_seen.max(epoch);
         match applied {
@@ -369,7 +402,9 @@ impl Session {
         if let Some(datum) = self.cache.get_mut(cached)
             && is_taken
         {
-            datum.traces.hear((number, route.epoch), answered, diff.removes());
+            // Who was in another history gets a snapshot, and is told of no removal.
+            let is_of_history = !diff.is_snapshot || diff.removes().next().is_some();
+            datum.traces.hear((number, route.epoch), answered, diff.removes(), is_of_history);
         }
         let is_vouched = route.is_vouched && (self.following.is_none() || epoch == route.epoch);
         if is_vouched && is_taken {
@@ -484,4 +519,11 @@ impl Session {
         let since = datum.since(Some(link.run));
         Some(link.ask(SubscribeItem { id: datum.id.clone(), since, digest: 0 }))
     }
+}
+
+/// Whether the leader of a cached list has said of the owners of all that it lists that they are accounted for.
+fn is_vouched_by_owners(datum: &Datum, links: &Links, routes: &SlotRoutes) -> bool {
+    let route = routes.of(datum.slot);
+    let word = Word::of(links, datum.slot, &route).map(|word| word.about(datum.run as u32, &route));
+    word.is_some_and(|word| datum.is_vouched_by(|owner| word.accounts_for(owner)))
 }

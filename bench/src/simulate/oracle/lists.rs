@@ -323,6 +323,20 @@ impl Oracle {
         self.before(datum, term).any(|earlier| self.terms[earlier].first_listed.contains_key(&register))
     }
 
+    /// Whether a term before `term` ever listed a registration with this content.
+    pub(super) fn was_listed_with(
+        &self,
+        datum: usize,
+        term: usize,
+        register: RegisterId,
+        content: usize,
+    ) -> bool {
+        let terms: BTreeSet<usize> = self.before(datum, term).collect();
+        let lists = self.history.range((datum, Revision::ZERO)..=(datum, Revision(u64::MAX)));
+        let mut lists = lists.flat_map(|(_, lists)| lists).filter(|(of, _)| terms.contains(of));
+        lists.any(|(_, list)| list.get(&register).is_some_and(|held| held.content == content))
+    }
+
     /// The revision at which a term first listed a registration.
     pub(super) fn first_listed(&self, term: usize, register: RegisterId) -> Option<Revision> {
         self.terms[term].first_listed.get(&register).copied()

@@ -6,7 +6,7 @@ use slotcast_engine::id::{DataId, RegisterId, Revision};
 use slotcast_net::client::Update;
 
 use super::{
-    LEASE, List, Oracle, SECOND, SLACK, UNSETTLED_MAX, names, short,
+    Held, LEASE, List, Oracle, SECOND, SLACK, UNSETTLED_MAX, names, short,
     wants::{Acknowledged, Removal},
 };
 use crate::simulate::{
@@ -206,15 +206,33 @@ impl Oracle {
 
     /// Promise 2.
     fn check_complete(&mut self, told: &Told<'_>, truth: &List) {
-        let Told { client, datum, revision, list, .. } = *told;
+        let Told { client, datum, revision, term, list } = *told;
         for (register, held) in truth.iter() {
             let text = match list.get(register) {
                 None => "lacks",
+                Some(content) if self.may_be_ahead(datum, term, (*register, *content), held) => {
+                    self.seen.kept_contents += 1;
+                    continue;
+                }
                 Some(content) if *content != held.content => "has other content of",
                 Some(_) => continue,
             };
             self.fail(Some(datum), format!("client {client} at {revision} {text} {}", short(*register)));
         }
+    }
+
+    /// Whether a subscriber may be told a newer content than the leader has: a term before listed it, and this one has begun without
+    /// it and is young. As absence is no removal (rule 6 of the invariants), an old content is no change: what a reader holds of
+    /// an owner that has not confirmed stays until it confirms or its lease ends, and no push is older than the one before.
+    fn may_be_ahead(
+        &self,
+        datum: usize,
+        term: usize,
+        (register, content): (RegisterId, usize),
+        held: &Held,
+    ) -> bool {
+        let is_young = self.terms[term].started + UNSETTLED_MAX > self.now;
+        content > held.content && is_young && self.was_listed_with(datum, term, register, content)
     }
 
     /// Promise 3.

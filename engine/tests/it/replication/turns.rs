@@ -241,3 +241,28 @@ fn a_reader_from_before_the_copy_is_told_what_was_removed_since() {
         "to whom it was of this history"
     );
 }
+
+#[test]
+fn a_reader_from_beyond_the_fork_hears_what_has_not_changed_since() {
+    let id = data_id("checkout");
+    let (mut leader, mut node) = pair(&id);
+    leader.write_ok(2, &Frame::of(2).put(&id, 2, version(2, 1), 2, b"newer"));
+    leader.write_ok(1, &Frame::of(1).put(&id, 1, version(2, 1), 1, b"newer"));
+    let since = leader.subscribe(1, &id).revision;
+    node.shard.lead(SLOT, 2, node.now).expect("a larger epoch");
+    // Session 1 tells its change again before the reader is answered, session 2 does not.
+    node.write_ok(1, &Frame::of(1).in_epoch(2).put(&id, 1, version(2, 1), 1, b"newer"));
+    node.shard.handle_interest(ReaderId(1), &id, since).expect("it is led");
+    // A second question does not make the reader's history this one.
+    node.shard.handle_interest(ReaderId(1), &id, Revision::ZERO).expect("it is led");
+    [1, 2].into_iter().for_each(|session| _ = beat(&mut node, session, route(SLOT, 2)));
+    let (_, pushes) = node.turn();
+    let diff = pushes[0].diff();
+    assert!(pushes.len() == 1 && diff.is_snapshot);
+    assert_eq!(sorted(&pushes[0]), [1, 2]);
+    assert_eq!(diff.unchanged().map(|register| register.0).collect::<Vec<_>>(), [2]);
+    let held = node.subscribe(2, &id);
+    node.shard.handle_interest(ReaderId(2), &id, held.revision).expect("it is led");
+    let (_, pushes) = node.turn();
+    assert_eq!(pushes[0].diff().unchanged().count(), 0, "it is in this history");
+}

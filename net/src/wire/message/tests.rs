@@ -98,9 +98,13 @@ fn frames() -> Vec<Vec<u8>> {
     let mut ack = Vec::new();
     write_ack(&mut ack, 4, &[Ok(Revision::open(1)), Err(Refusal::Superseded), Err(Refusal::Overloaded)]);
     frames.push(ack);
-    for (is_snapshot, has_owners, puts, removes) in
-        [(true, true, 3, 0), (true, false, 0, 0), (false, true, 1, 2), (false, false, 2, 1)]
-    {
+    for (is_snapshot, has_owners, puts, removes) in [
+        (true, true, 3, 0),
+        (true, true, 3, 2), // the reader was in another history, and two of three are unchanged
+        (true, false, 0, 0),
+        (false, true, 1, 2),
+        (false, false, 2, 1),
+    ] {
         let datum = id("a").key();
         let records: Vec<Vec<u8>> = (0..puts).map(|register| record(datum, register)).collect();
         let owners: Vec<SessionId> = (0..puts).map(SessionId).collect();
@@ -110,15 +114,16 @@ fn frames() -> Vec<Vec<u8>> {
             let records = records.iter().map(|record| Record::read(record).unwrap());
             let owners = has_owners.then_some(&owners[..]);
             diff::write(body, datum, (Revision(4), Revision(9)), &removed, owners, records);
-            flags(is_snapshot, has_owners)
+            flags(is_snapshot, has_owners, is_snapshot && removes > 0)
         });
         frames.push(frame);
     }
     frames
 }
 
-fn flags(is_snapshot: bool, has_owners: bool) -> u8 {
-    (if is_snapshot { diff::SNAPSHOT } else { 0 }) | if has_owners { diff::OWNERS } else { 0 }
+fn flags(is_snapshot: bool, has_owners: bool, is_forked: bool) -> u8 {
+    let flag = |is_set: bool, flag: u8| if is_set { flag } else { 0 };
+    flag(is_snapshot, diff::SNAPSHOT) | flag(has_owners, diff::OWNERS) | flag(is_forked, diff::FORKED)
 }
 
 fn encode(message: &Message<'_>) -> Vec<u8> {
@@ -130,14 +135,15 @@ fn encode(message: &Message<'_>) -> Vec<u8> {
 /// Writes what was read; a diff as its parts say.
 fn encode_again(frame: Frame<'_>, message: &Message<'_>) -> Vec<u8> {
     let Message::Diff(diff) = message else { return encode(message) };
-    let removes: Vec<RegisterId> = diff.removes().collect();
+    let first: Vec<RegisterId> = diff.removes().chain(diff.unchanged()).collect();
+    let is_forked = diff.unchanged().next().is_some();
     let owners: Option<Vec<SessionId>> = diff.owners().map(Iterator::collect);
     let puts: Vec<Record<'_>> = diff.puts().collect();
     assert_eq!(puts.len(), diff.put_count());
     let mut out = Vec::new();
     write_diff(&mut out, frame.slot, |body| {
-        diff::write(body, diff.datum, (diff.from, diff.to), &removes, owners.as_deref(), puts.into_iter());
-        flags(diff.is_snapshot, owners.is_some())
+        diff::write(body, diff.datum, (diff.from, diff.to), &first, owners.as_deref(), puts.into_iter());
+        flags(diff.is_snapshot, owners.is_some(), is_forked)
     });
     out
 }

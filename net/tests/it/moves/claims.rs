@@ -88,6 +88,8 @@ fn a_claim_is_asked_about_once_and_each_other_one_for_itself() {
     // It is not of the leader's history: that says nothing about what the client holds beyond its list.
     scene.tell_list(1, &id, (Revision::ZERO, at(2, 10)), &[], &listed(&id, &[1, 2]));
     assert_eq!(scene.list(claims[0], &id), [1, 2]);
+    assert_eq!(scene.list(claims[1], &id), [1, 9], "it may hold newer contents than are listed");
+    scene.answer_heartbeat(1, Word { confirmed: vec![(OTHER, 1)], ..young() });
     assert_eq!(scene.list(claims[1], &id), [1, 2, 9]);
     assert_eq!(scene.metrics.claims_asked.get(), 2);
 }

@@ -2,6 +2,8 @@
 
 mod claims;
 
+mod contents;
+
 pub mod scene;
 
 use slotcast_engine::{

@@ -419,15 +419,40 @@ impl Scene {
         removes: &[u64],
         puts: &[(Vec<u8>, SessionId)],
     ) {
+        let is_snapshot = from == Revision::ZERO;
+        self.tell_diff(node, id, (from, to), if is_snapshot { diff::SNAPSHOT } else { 0 }, removes, puts);
+    }
+
+    /// A node tells a whole list to a session that was in another history, and which registrations have not changed since.
+    pub fn tell_forked(
+        &mut self,
+        node: u32,
+        id: &DataId,
+        to: Revision,
+        unchanged: &[u64],
+        puts: &[(Vec<u8>, SessionId)],
+    ) {
+        let flags = diff::SNAPSHOT | if unchanged.is_empty() { 0 } else { diff::FORKED };
+        self.tell_diff(node, id, (Revision::ZERO, to), flags, unchanged, puts);
+    }
+
+    fn tell_diff(
+        &mut self,
+        node: u32,
+        id: &DataId,
+        (from, to): (Revision, Revision),
+        flags: u8,
+        removes: &[u64],
+        puts: &[(Vec<u8>, SessionId)],
+    ) {
         let removes: Vec<RegisterId> = removes.iter().copied().map(RegisterId).collect();
         let owners: Vec<SessionId> = puts.iter().map(|(_, owner)| *owner).collect();
         let records: Vec<Record<'_>> = puts.iter().map(|(bytes, _)| Record::read(bytes).unwrap()).collect();
-        let is_snapshot = from == Revision::ZERO;
         let mut bytes = Vec::new();
         write_diff(&mut bytes, id.key().slot(SLOTS), |body| {
             let owners = Some(owners.as_slice());
             diff::write(body, id.key(), (from, to), &removes, owners, records.iter().copied());
-            diff::OWNERS | if is_snapshot { diff::SNAPSHOT } else { 0 }
+            diff::OWNERS | flags
         });
         self.say_bytes(node, &bytes);
     }
@@ -500,6 +525,12 @@ impl Scene {
     pub fn hold(&mut self, client: usize, id: &DataId, revision: Revision, registers: &[u64]) {
         let records = registers.iter().map(|register| (RegisterId(*register), Vec::new())).collect();
         self.clients[client].lists.insert(id.key(), (revision, records));
+    }
+
+    /// The record that a client holds of a registration.
+    pub fn held(&self, client: usize, id: &DataId, register: u64) -> Option<&[u8]> {
+        let (_, records) = self.clients[client].lists.get(&id.key())?;
+        records.get(&RegisterId(register)).map(Vec::as_slice)
     }
 
     /// Registers that a client holds of a data id.
