@@ -138,12 +138,16 @@ type Key = (DatumKey, RegisterId);
 
 type Outcome = Result<Revision, Refusal>;
 
+/// What was sent: which registration, in which version, and whether it was a put.
+type Sent = (Key, Version, bool);
+
 /// A write of a client, of which an outcome is still to come.
 struct Waiter {
     client: u64,
     sequence: u64,
     index: usize,
     version: Version,
+    is_put: bool,
 }
 
 /// The truth about one registration: its record, or that it is to be removed.
@@ -218,7 +222,7 @@ struct Link {
     epoch: u32,
     epoch_seen: u32,
     sequence: u64,
-    in_flight: VecDeque<(u64, Vec<(Key, Version)>)>,
+    in_flight: VecDeque<(u64, Vec<Sent>)>,
     mark: u64,
     confirmed: BTreeSet<SessionId>,
     settled: bool,
@@ -435,8 +439,8 @@ impl Core {
             Message::WriteAck { sequence, outcomes } => {
                 let Some((sent, keys)) = self.links[shard].in_flight.pop_front() else { return };
                 debug_assert_eq!(sent, sequence, "acknowledgements come in the order of the writes");
-                keys.into_iter().zip(outcomes.iter()).for_each(|((key, version), outcome)| {
-                    self.decided(shard, key, version, outcome);
+                keys.into_iter().zip(outcomes.iter()).for_each(|(write, outcome)| {
+                    self.decided(shard, write, outcome);
                 });
             }
             Message::Diff(diff) => self.take_diff(shard, &diff),

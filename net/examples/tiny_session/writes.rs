@@ -26,7 +26,7 @@ impl Core {
                 }
                 None => write_change(&mut entries, &Change { kind: ChangeKind::Remove, ..change }),
             }
-            sent.push((*key, held.version));
+            sent.push((*key, held.version, held.record.is_some()));
             if entries.len() >= WRITE_BYTES || position + 1 == keys.len() {
                 let link = &mut self.links[shard];
                 link.sequence += 1;
@@ -40,8 +40,7 @@ impl Core {
     pub(super) fn decided(
         &mut self,
         shard: usize,
-        key: Key,
-        version: Version,
+        (key, version, is_put): Sent,
         outcome: Result<Revision, Refusal>,
     ) {
         if outcome == Err(Refusal::NameUnknown) {
@@ -51,9 +50,13 @@ impl Core {
         let link = &mut self.links[shard];
         link.epoch_seen = link.epoch_seen.max(outcome.map_or(0, Revision::epoch));
         let Some(held) = self.registrations.get_mut(&key) else { return };
-        let (told, waiting) = held.waiters.drain(..).partition(|waiter: &Waiter| waiter.version <= version);
+        let is_told = |waiter: &Waiter| {
+            waiter.version < version || waiter.version == version && (!is_put || waiter.is_put)
+        };
+        let (told, waiting) = held.waiters.drain(..).partition(is_told);
         held.waiters = waiting;
-        let keep = held.version != version || (held.record.is_some() && outcome.is_ok());
+        let is_other = held.version != version || held.record.is_some() != is_put;
+        let keep = is_other || (is_put && outcome.is_ok());
         if !keep {
             self.registrations.remove(&key);
         }
@@ -101,7 +104,8 @@ impl Core {
                 name = entry.name().and_then(|name| DataId::from_canonical(name).ok());
                 continue;
             }
-            let waiter = Waiter { client, sequence, index, version: change.version };
+            let is_put = change.kind == ChangeKind::Put;
+            let waiter = Waiter { client, sequence, index, version: change.version, is_put };
             index += 1;
             // A put and a removal of one registration in one frame go out one after the other.
             let shard = self.shard_of(key.0);

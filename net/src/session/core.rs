@@ -372,7 +372,9 @@ impl Session {
     fn client_gone(&mut self, index: usize, reason: CloseReason, now: Nanos) {
         let Peer::Client(client) = std::mem::replace(&mut self.peers[index], Peer::None) else { return };
         self.drop_subscriptions(index as u32, &client, now);
-        self.persistents.drop_client(client.conn);
+        for next in self.persistents.drop_client(client.conn) {
+            self.forward_persistent(next);
+        }
         self.clients -= 1;
         self.metrics.clients.set(self.clients as i64);
         if client.said_goodbye {

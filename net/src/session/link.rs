@@ -6,7 +6,7 @@ use std::{
 };
 
 use slotcast_engine::{
-    batch::write_name,
+    batch::{ChangeKind, write_name},
     digest::Digest,
     id::{DataId, DatumKey, Nanos, RegisterId, SessionId, SlotId, Version, route},
 };
@@ -61,6 +61,7 @@ impl LinkState {
 pub(super) struct Sent {
     pub(super) key: (DatumKey, RegisterId),
     pub(super) version: Version,
+    pub(super) kind: ChangeKind,
     /// The leader epoch of the slot when it was sent.
     pub(super) epoch: u32,
 }

@@ -16,7 +16,7 @@ use crate::{
     io::ring::Sockets,
     session::{
         core::{Peer, Session},
-        link::{Link, Sent},
+        link::Link,
         routes::{Change, LinkKey, Route},
     },
     wire::{Message, message::SubscribeItem, slot_table::SlotTable},
@@ -204,9 +204,9 @@ impl Session {
         }
         let (first, last) = self.routes.keys(slot);
         let mut count = 0;
-        for (key, version, entry) in self.registrations.unanswered(first, last) {
+        for (key, held) in self.registrations.unanswered(first, last) {
             let id = self.published_names.get(&key.0).map(|(id, _)| id);
-            link.write(Sent { key, version, epoch }, id, entry);
+            link.write(held.sent(key, epoch), id, held.entry());
             count += 1;
         }
         count

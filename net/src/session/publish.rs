@@ -106,7 +106,7 @@ impl Session {
             ChangeKind::Put => {
                 let id = self.check_put(client, entry, name)?;
                 self.check_publishers(index, key)?;
-                let known = self.registrations.entry(key).is_some();
+                let known = self.registrations.get(key).is_some();
                 let accepted = self.registrations.put(self.config.id, entry, client, waiter)?;
                 if !known {
                     self.published_names.entry(key.0).or_insert_with(|| (id, 0)).1 += 1;
@@ -181,9 +181,11 @@ impl Session {
             return Err(Refusal::Overloaded);
         }
         let entry = unowned(entry)?;
-        let write = Undecided { datum: change.datum, id, entry, conn, sequence, index };
-        let number = self.persistents.add(write);
-        self.forward_persistent(number);
+        let write =
+            Undecided { datum: change.datum, register: change.register, id, entry, conn, sequence, index };
+        if let Some(number) = self.persistents.add(write) {
+            self.forward_persistent(number);
+        }
         Ok(())
     }
 
@@ -209,10 +211,9 @@ impl Session {
     /// Sends the entry of a registration as it stands to its slot's leader. Where there is none, the next one is told.
     pub(super) fn forward(&mut self, key: (DatumKey, RegisterId)) {
         let Route { link: Some(link), epoch, .. } = self.routes.of_datum(key.0) else { return };
-        let Some(bytes) = self.registrations.entry(key) else { return };
-        let Ok(entry) = Entry::read(bytes) else { return };
+        let Some(held) = self.registrations.get(key) else { return };
         let id = self.published_names.get(&key.0).map(|(id, _)| id);
-        self.links[link].write(Sent { key, version: entry.change.version, epoch }, id, bytes);
+        self.links[link].write(held.sent(key, epoch), id, held.entry());
     }
 
     /// The registrations of a client that left, unless they belong to another connection by now.
@@ -238,7 +239,7 @@ impl Session {
             Writes::Persistent(sent) => return self.decided_persistent(number, &sent, outcomes, now),
         };
         let follows = self.following.is_some();
-        for (Sent { key, version, epoch }, outcome) in sent.into_iter().zip(outcomes.iter()) {
+        for (Sent { key, version, kind, epoch }, outcome) in sent.into_iter().zip(outcomes.iter()) {
             let slot = self.routes.slot(key.0);
             if !self.routes.of(slot).is(number, epoch) {
                 // The slot has another leader, who has been told of the write and decides.
@@ -258,12 +259,12 @@ impl Session {
                 Ok(_) if !self.deferred.is_empty() => self.deferred.release(|other| other == slot),
                 _ => {}
             }
-            let held = self.registrations.entry(key).is_some();
-            let (waiters, lost) = self.registrations.decide(key, version, outcome);
+            let held = self.registrations.get(key).is_some();
+            let (waiters, lost) = self.registrations.decide(key, (version, kind), outcome);
             if lost.is_some() {
                 self.account(key.0, &Accepted { lost, gained: None });
             }
-            let given_up = held && self.registrations.entry(key).is_none();
+            let given_up = held && self.registrations.get(key).is_none();
             if given_up {
                 self.release_name(key.0);
             }
@@ -303,7 +304,10 @@ impl Session {
                 }
                 _ => {}
             }
-            let Some(write) = self.persistents.take(*write_number) else { continue };
+            let Some((write, next)) = self.persistents.take(*write_number) else { continue };
+            if let Some(next) = next {
+                self.forward_persistent(next);
+            }
             let index = write.conn.index();
             if let Some(client) = self.client(index).filter(|client| client.conn == write.conn)
                 && client.resolve(write.sequence, write.index, outcome)
@@ -326,11 +330,11 @@ impl Session {
     pub(super) fn replay(&mut self, number: usize) {
         let routes = &self.routes;
         let link = &mut self.links[number];
-        for (key, version, entry) in self.registrations.entries() {
+        for (key, held) in self.registrations.iter() {
             let route = routes.of_datum(key.0);
             if route.link == Some(number) {
                 let id = self.published_names.get(&key.0).map(|(id, _)| id);
-                link.write(Sent { key, version, epoch: route.epoch }, id, entry);
+                link.write(held.sent(key, route.epoch), id, held.entry());
             }
         }
         for (write_number, write) in self.persistents.iter() {
@@ -351,10 +355,10 @@ impl Session {
         let Route { link: Some(number), epoch, .. } = self.routes.of_datum(datum) else { return };
         let link = &mut self.links[number];
         let mut registers = Vec::new();
-        for (register, version, entry, is_live) in self.registrations.of_datum(datum) {
+        for (register, held) in self.registrations.of_datum(datum) {
             let id = self.published_names.get(&datum).map(|(id, _)| id);
-            link.write(Sent { key: (datum, register), version, epoch }, id, entry);
-            if is_live {
+            link.write(held.sent((datum, register), epoch), id, held.entry());
+            if held.is_live() {
                 registers.push(register);
             }
         }

@@ -12,7 +12,7 @@ use slotcast_engine::{
     record::Record,
 };
 
-use crate::io::ring::ConnId;
+use crate::{io::ring::ConnId, session::link::Sent};
 
 /// Who waits for the outcome of a write.
 #[derive(Clone, Copy)]
@@ -21,6 +21,7 @@ pub(super) struct Waiter {
     pub(super) sequence: u64,
     pub(super) index: usize,
     version: Version,
+    kind: ChangeKind,
 }
 
 /// One registration.
@@ -88,7 +89,7 @@ impl Registrations {
             waiters = std::mem::take(&mut held.waiters);
             lost = held.fingerprint();
         }
-        waiters.push(Waiter { conn: waiter.0, sequence: waiter.1, index: waiter.2, version: change.version });
+        waiters.push(Waiter::new(waiter, change.version, ChangeKind::Put));
         let owned = Change { owner: session, epoch: 0, durability: Durability::Ephemeral, ..change };
         let mut bytes = Vec::with_capacity(entry.bytes().len());
         write_put(&mut bytes, &owned, record);
@@ -122,12 +123,7 @@ impl Registrations {
         if change.version < held.version {
             return Err(Refusal::Superseded);
         }
-        held.waiters.push(Waiter {
-            conn: waiter.0,
-            sequence: waiter.1,
-            index: waiter.2,
-            version: change.version,
-        });
+        held.waiters.push(Waiter::new(waiter, change.version, ChangeKind::Remove));
         let lost = held.become_removal(session, key, change.version);
         self.live -= usize::from(lost.is_some());
         Ok(Accepted { lost, gained: None })
@@ -150,18 +146,23 @@ impl Registrations {
         Some(Accepted { lost, gained: None })
     }
 
-    /// The data node has decided on the write of `version`. Returns who waited for it, and what the digest loses when the
-    /// registration is given up because it was refused.
+    /// The data node has decided on a write of `version`, a put or a removal. Returns who waited for it, and what the digest
+    /// loses when the registration is given up because it was refused. A put says nothing of the removal of the same version
+    /// that came behind it; a removal decides on what came before.
     pub(super) fn decide(
         &mut self,
         key: (DatumKey, RegisterId),
-        version: Version,
+        (version, kind): (Version, ChangeKind),
         outcome: Result<Revision, Refusal>,
     ) -> (Vec<Waiter>, Option<u64>) {
         let Some(held) = self.by_key.get_mut(&key) else { return (Vec::new(), None) };
-        let (told, waiting) = held.waiters.drain(..).partition(|waiter: &Waiter| waiter.version <= version);
+        let is_told = |waiter: &Waiter| {
+            waiter.version < version
+                || waiter.version == version && (kind == ChangeKind::Remove || waiter.kind == kind)
+        };
+        let (told, waiting) = held.waiters.drain(..).partition(is_told);
         held.waiters = waiting;
-        if held.version != version || (held.is_live && outcome.is_ok()) {
+        if held.version != version || held.kind() != kind || (held.is_live && outcome.is_ok()) {
             return (told, None);
         }
         // A confirmed or pointless removal, or a put that lost against a newer registration elsewhere.
@@ -176,14 +177,14 @@ impl Registrations {
         self.by_key.get(&key).is_some_and(|held| held.is_live)
     }
 
-    /// The entry of a registration, as it was or would be sent.
-    pub(super) fn entry(&self, key: (DatumKey, RegisterId)) -> Option<&[u8]> {
-        self.by_key.get(&key).map(|registration| &*registration.entry)
+    /// What is held of a registration.
+    pub(super) fn get(&self, key: (DatumKey, RegisterId)) -> Option<&Registration> {
+        self.by_key.get(&key)
     }
 
-    /// Every entry in key order, removals too: what a data node that was away has to be told.
-    pub(super) fn entries(&self) -> impl Iterator<Item = ((DatumKey, RegisterId), Version, &[u8])> {
-        self.by_key.iter().map(|(key, held)| (*key, held.version, &*held.entry))
+    /// Everything in key order, removals too: what a data node that was away has to be told.
+    pub(super) fn iter(&self) -> impl Iterator<Item = ((DatumKey, RegisterId), &Registration)> {
+        self.by_key.iter().map(|(key, held)| (*key, held))
     }
 
     /// What is held of a range of keys and has no outcome yet: puts that somebody waits for, and removals.
@@ -191,19 +192,16 @@ impl Registrations {
         &self,
         first: DatumKey,
         last: DatumKey,
-    ) -> impl Iterator<Item = ((DatumKey, RegisterId), Version, &[u8])> {
+    ) -> impl Iterator<Item = ((DatumKey, RegisterId), &Registration)> {
         let range = (first, RegisterId(0))..=(last, RegisterId(u64::MAX));
         let open = self.by_key.range(range).filter(|(_, held)| !held.is_live || !held.waiters.is_empty());
-        open.map(|(key, held)| (*key, held.version, &*held.entry))
+        open.map(|(key, held)| (*key, held))
     }
 
     /// Everything held of one data id.
-    pub(super) fn of_datum(
-        &self,
-        datum: DatumKey,
-    ) -> impl Iterator<Item = (RegisterId, Version, &[u8], bool)> {
+    pub(super) fn of_datum(&self, datum: DatumKey) -> impl Iterator<Item = (RegisterId, &Registration)> {
         let range = (datum, RegisterId(0))..=(datum, RegisterId(u64::MAX));
-        self.by_key.range(range).map(|(key, held)| (key.1, held.version, &*held.entry, held.is_live))
+        self.by_key.range(range).map(|(key, held)| (key.1, held))
     }
 
     /// Digests of the live registrations by data id, over a range of keys.
@@ -219,7 +217,32 @@ impl Registrations {
     }
 }
 
+impl Waiter {
+    fn new((conn, sequence, index): (ConnId, u64, usize), version: Version, kind: ChangeKind) -> Self {
+        Self { conn, sequence, index, version, kind }
+    }
+}
+
 impl Registration {
+    /// Its change entry, as it was or would be sent.
+    pub(super) fn entry(&self) -> &[u8] {
+        &self.entry
+    }
+
+    /// Whether it is a put, not a removal.
+    pub(super) fn is_live(&self) -> bool {
+        self.is_live
+    }
+
+    /// What is noted of its entry when that is sent to a leader of `epoch`.
+    pub(super) fn sent(&self, key: (DatumKey, RegisterId), epoch: u32) -> Sent {
+        Sent { key, version: self.version, kind: self.kind(), epoch }
+    }
+
+    fn kind(&self) -> ChangeKind {
+        if self.is_live { ChangeKind::Put } else { ChangeKind::Remove }
+    }
+
     fn fingerprint(&self) -> Option<u64> {
         let entry = Entry::read(&self.entry).ok().filter(|_| self.is_live)?;
         let checksum = entry.record().map(Record::checksum)?;

@@ -365,6 +365,66 @@ fn a_leader_that_does_not_know_yet_is_asked_again_and_the_client_told_nothing() 
     assert!(scene.clients[publisher].refused.is_empty());
 }
 
+/// A put that its leader asks for once more would come behind the removal that followed it, and stay.
+#[test]
+fn the_writes_of_a_persistent_registration_never_overtake_each_other() {
+    let (mut scene, id) = with_a_list(2);
+    let (publisher, other) = (scene.client(2), scene.client(3));
+    let (put, _) = scene.publish(publisher, &id, (6, 1), Durability::Persistent);
+    let removal = scene.remove_persistent(publisher, &id, 6, 2);
+    let (again, _) = scene.publish(other, &id, (6, 3), Durability::Persistent);
+    let (beside, _) = scene.publish(other, &id, (7, 1), Durability::Persistent);
+    let told = scene.take(1);
+    assert_eq!((kinds(&told), puts(&told)), (vec!["write", "write"], vec![(6, 1), (7, 1)]));
+    scene.acknowledge(1, sequence(&told) + 1, &[Ok(at(1, 11))]);
+    scene.acknowledge(1, sequence(&told), &[Err(Refusal::NameUnknown)]);
+    let told = scene.take(1);
+    assert_eq!(puts(&told), [(6, 1)], "the name is told once more, and what waits goes on waiting");
+    scene.move_to(&[(0, 2, 2)]);
+    let told = scene.take(2);
+    assert_eq!(puts(&told), [(6, 1)], "at the next leader, too");
+    scene.acknowledge(2, sequence(&told), &[Err(Refusal::SlotMoved)]);
+    scene.pass(20 * MS);
+    let told = scene.take(2);
+    assert_eq!(puts(&told), [(6, 1)]);
+    scene.acknowledge(2, sequence(&told), &[Ok(at(2, 1))]);
+    let told = scene.take(2);
+    let Told::Write { sequence: next, changes } = &told[0] else { panic!("{told:?}") };
+    assert_eq!(changes[..], [(ChangeKind::Remove, RegisterId(6), 2)]);
+    scene.acknowledge(2, *next, &[Ok(at(2, 2))]);
+    let told = scene.take(2);
+    assert_eq!(puts(&told), [(6, 3)]);
+    scene.acknowledge(2, sequence(&told), &[Ok(at(2, 3))]);
+    assert_eq!(scene.clients[publisher].acks, [(put, vec![Ok(at(2, 1))]), (removal, vec![Ok(at(2, 2))])]);
+    assert_eq!(scene.clients[other].acks, [(beside, vec![Ok(at(1, 11))]), (again, vec![Ok(at(2, 3))])]);
+}
+
+/// A client that comes to another session takes its registration over there, to have it removed, in one version. When a former
+/// owner's removal has come first, the put is too late, and the removal right all the same.
+#[test]
+fn the_outcome_of_a_put_is_not_that_of_the_removal_behind_it() {
+    let (mut scene, id) = with_a_list(2);
+    let publisher = scene.client(2);
+    for (version, outcome) in [(3, Err(Refusal::Superseded)), (4, Ok(at(1, 13)))] {
+        let (put, _) = scene.publish(publisher, &id, (5, version), Durability::Ephemeral);
+        let removal = scene.remove(publisher, &id, 5, version);
+        let told = scene.take(1);
+        assert_eq!(kinds(&told), ["write", "write"]);
+        scene.acknowledge(1, sequence(&told), &[outcome]);
+        assert_eq!(scene.clients[publisher].acks.split_off(0), [(put, vec![outcome])]);
+        scene.acknowledge(1, sequence(&told) + 1, &[Ok(at(1, 14))]);
+        assert_eq!(scene.clients[publisher].acks.split_off(0), [(removal, vec![Ok(at(1, 14))])]);
+    }
+    scene.publish(publisher, &id, (5, 6), Durability::Ephemeral);
+    scene.remove(publisher, &id, 5, 6);
+    let told = scene.take(1);
+    scene.acknowledge(1, sequence(&told), &[Ok(at(1, 15))]);
+    scene.move_to(&[(0, 2, 2)]);
+    let told = scene.take(2);
+    let Told::Write { changes, .. } = &told[0] else { panic!("the removal is still to be told: {told:?}") };
+    assert_eq!(changes[..], [(ChangeKind::Remove, RegisterId(5), 6)]);
+}
+
 #[test]
 fn what_waits_is_told_at_once_when_the_leader_agrees_and_when_there_is_another() {
     let (mut scene, id) = with_a_list(2);

@@ -514,6 +514,13 @@ impl Scene {
         self.write(client, &entries)
     }
 
+    pub fn remove_persistent(&mut self, client: usize, id: &DataId, register: u64, version: u64) -> u64 {
+        let mut entries = Vec::new();
+        let remove = change(ChangeKind::Remove, id, register, version);
+        write_change(&mut entries, &Change { durability: Durability::Persistent, ..remove });
+        self.write(client, &entries)
+    }
+
     fn write(&mut self, client: usize, entries: &[u8]) -> u64 {
         self.clients[client].sequence += 1;
         let sequence = self.clients[client].sequence;
