@@ -15,6 +15,7 @@ use slotcast_net::{
     data::{cluster::metrics::ClusterMetrics, metrics::DataMetrics},
     io::ring::Event,
     session::metrics::SessionMetrics,
+    wire::{Frame, header::FRAME_BYTES_MAX},
 };
 
 use super::{
@@ -74,7 +75,8 @@ pub struct World {
     /// What the control plane shares.
     pub(super) store: SharedStore,
     /// Links over which a session has said something, and sessions that greet a data node in this turn.
-    greeted: BTreeSet<usize>,
+    /// What data nodes have read of the greetings of sessions, by connection; `None`: the whole.
+    greeted: BTreeMap<usize, Option<Vec<u8>>>,
     greeting: Vec<SessionId>,
     /// The session whose turn it is has heard a data node or the control plane.
     has_heard_peer: bool,
@@ -107,7 +109,7 @@ impl World {
             disk_busy: vec![false; hosts],
             guises: BTreeMap::new(),
             store: SharedStore::default(),
-            greeted: BTreeSet::new(),
+            greeted: BTreeMap::new(),
             greeting: Vec::new(),
             has_heard_peer: false,
             plan,
@@ -280,16 +282,29 @@ impl World {
                 _ => {}
             },
             (Actor::Node(node), Inbound::Closed(_)) => self.oracle.node_saw_end(node.process, pair),
-            (Actor::Node(node), Inbound::Received(_)) => {
+            (Actor::Node(node), Inbound::Received(bytes)) => {
                 if let Some(Actor::Session(id, _)) = &self.actors[peer] {
-                    self.oracle.node_heard(node.process, *id, pair);
-                    if self.greeted.insert(pair) {
-                        self.greeting.push(*id);
+                    let id = *id;
+                    if self.has_greeted(id, pair, bytes) {
+                        self.oracle.node_heard(node.process, id, pair);
                     }
                 }
             }
             _ => {}
         }
+    }
+
+    /// Whether a data node has read the whole greeting of a session, with these bytes or before: who it is stands there, and
+    /// until then it is linked to nobody.
+    fn has_greeted(&mut self, id: SessionId, pair: usize, bytes: &[u8]) -> bool {
+        let Some(read) = self.greeted.entry(pair).or_insert_with(|| Some(Vec::new())) else { return true };
+        read.extend_from_slice(bytes);
+        if matches!(Frame::read(read, FRAME_BYTES_MAX), Ok(None)) {
+            return false;
+        }
+        self.greeted.insert(pair, None);
+        self.greeting.push(id);
+        true
     }
 
     fn after_turn(&mut self, host: usize, actor: &mut Actor) {
