@@ -17,7 +17,7 @@ use crate::{
         departures::Departures,
         following::Following,
         heartbeats::Answer,
-        link::LinkState,
+        link::{LinkState, SEQUENCE_MAX},
         metrics::{LinkLabel, SessionMetrics},
         moves::Deferred,
         news::News,
@@ -244,15 +244,15 @@ impl Session {
                 let mut decoder = std::mem::take(&mut self.links[shard].decoder);
                 let result = decoder.feed(bytes, FRAME_BYTES_MAX, |frame| {
                     if frame.kind == Kind::TableDelta && self.following.is_some() {
-                        return self.hear_table(shard, frame);
+                        return Ok(self.hear_table(shard, frame)?);
                     }
                     let message = Message::read(frame)?;
-                    self.handle_link(shard, message, now);
-                    Ok::<_, FrameError>(())
+                    self.handle_link(shard, message, now)
                 });
                 self.links[shard].decoder = decoder;
                 if let Err(error) = result {
-                    tracing::error!(shard, %error, "a data node sent what cannot be read");
+                    let node = self.links[shard].addr;
+                    tracing::error!(shard, %node, %error, "closing a link for a fault of the data node");
                     self.metrics.link_faults.inc();
                     self.links[shard].state = LinkState::Down(now);
                 }
@@ -309,8 +309,15 @@ impl Session {
         Ok(())
     }
 
-    fn handle_link(&mut self, shard: usize, message: Message<'_>, now: Nanos) {
+    fn handle_link(&mut self, shard: usize, message: Message<'_>, now: Nanos) -> Result<(), LinkFault> {
+        let greets = self.links[shard].state == LinkState::Greeting;
         match message {
+            Message::LinkWelcome { .. } if self.links[shard].is_up() => return Err(LinkFault::SecondWelcome),
+            // The connection is given up already.
+            Message::LinkWelcome { .. } if !greets => {}
+            Message::LinkWelcome { last_sequence, .. } if last_sequence > SEQUENCE_MAX => {
+                return Err(LinkFault::Sequence(last_sequence));
+            }
             Message::LinkWelcome { run, last_sequence, epoch, .. } => {
                 let same_run = self.links[shard].welcome(run, last_sequence, epoch);
                 if !same_run {
@@ -323,14 +330,6 @@ impl Session {
                 self.ask_all(shard);
                 self.observe_links();
             }
-            Message::WriteAck { sequence, outcomes } => self.decided(shard, sequence, outcomes, now),
-            Message::Diff(diff) => self.take_diff(shard, &diff, now),
-            Message::HeartbeatAck { mark, confirmed, unsettled, settled, stale, differs, .. } => {
-                let answer = Answer { mark, confirmed, unsettled, settled, stale, differs };
-                self.heartbeat_answered(shard, answer, now);
-            }
-            Message::DatumDigests(slot, digests) => self.repair(shard, slot, digests, now),
-            Message::SubscribeRefused { datum, code } => self.interest_refused(shard, datum, code, now),
             Message::Error { code, text, .. } => {
                 let code_label = ErrorCode::from_number(code).map_or("unknown", ErrorCode::label);
                 tracing::error!(shard, code = code_label, text, "the data node refused this session");
@@ -340,9 +339,19 @@ impl Session {
                     self.finished = true;
                 }
             }
+            _ if greets => return Err(LinkFault::BeforeWelcome),
+            Message::WriteAck { sequence, outcomes } => self.decided(shard, sequence, outcomes, now),
+            Message::Diff(diff) => self.take_diff(shard, &diff, now),
+            Message::HeartbeatAck { mark, confirmed, unsettled, settled, stale, differs, .. } => {
+                let answer = Answer { mark, confirmed, unsettled, settled, stale, differs };
+                self.heartbeat_answered(shard, answer, now);
+            }
+            Message::DatumDigests(slot, digests) => self.repair(shard, slot, digests, now),
+            Message::SubscribeRefused { datum, code } => self.interest_refused(shard, datum, code, now),
             Message::Pong(question) => self.links[shard].answered = question,
             _ => tracing::warn!(shard, "a data node sent a message that does not belong here"),
         }
+        Ok(())
     }
 
     fn close(&mut self, conn: ConnId, reason: CloseReason, now: Nanos) {
@@ -556,6 +565,19 @@ impl Role for Session {
     fn is_finished(&self) -> bool {
         self.finished
     }
+}
+
+/// Why a link is closed.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum LinkFault {
+    #[error("{0}")]
+    Frame(#[from] FrameError),
+    #[error("a second welcome on one link")]
+    SecondWelcome,
+    #[error("the first message has to be a welcome or an error")]
+    BeforeWelcome,
+    #[error("the welcome names write sequence {0}, which no session has reached")]
+    Sequence(u64),
 }
 
 /// Why a client is closed.

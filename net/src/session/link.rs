@@ -20,6 +20,8 @@ use crate::{
 const WRITE_BYTES: usize = 256 * 1024;
 /// Data ids in one subscribe frame.
 const SUBSCRIBE_ITEMS: usize = 256;
+/// Write frames that no session has ever sent over its links to one shard: beyond it the count in a welcome is none.
+pub(super) const SEQUENCE_MAX: u64 = 1 << 62;
 /// Leader epochs that a client may be ahead of what the shard itself has told.
 const CLIENT_EPOCHS_AHEAD: u32 = 1024;
 /// Shortest time between two greetings that clients' claims are the reason of.

@@ -29,6 +29,8 @@ mod moves;
 
 mod two_lists;
 
+mod welcomes;
+
 mod failover;
 
 mod failing_nodes;

@@ -125,6 +125,8 @@ pub struct DataNode {
     greeted: bool,
     pub told: Vec<Told>,
     mark: u64,
+    mute: bool,
+    last_sequence: u64,
 }
 
 /// A client's end, and what it holds by what it was told.
@@ -163,6 +165,10 @@ pub struct Scene {
     /// Data nodes that do not answer a connect.
     pub unreachable: Vec<SocketAddr>,
     pub dropped: Vec<SocketAddr>,
+    /// Data nodes that are connected to from now on say nothing to a greeting.
+    pub mute: bool,
+    /// The write sequence that data nodes name in their welcomes from now on.
+    pub last_sequence: u64,
 }
 
 /// Where shard 0 of a node listens.
@@ -210,6 +216,8 @@ impl Scene {
             clients: Vec::new(),
             unreachable: Vec::new(),
             dropped: Vec::new(),
+            mute: false,
+            last_sequence: 0,
         };
         scene.run();
         scene
@@ -320,8 +328,15 @@ impl Scene {
             } else if self.unreachable.contains(&addr) {
                 continue;
             } else {
-                let node =
-                    DataNode { conn, decoder: Decoder::default(), greeted: false, told: Vec::new(), mark: 0 };
+                let node = DataNode {
+                    conn,
+                    decoder: Decoder::default(),
+                    greeted: false,
+                    told: Vec::new(),
+                    mark: 0,
+                    mute: self.mute,
+                    last_sequence: self.last_sequence,
+                };
                 self.nodes.insert(addr, node);
             }
             self.session.handle(Event::Connected { conn }, self.now);
@@ -594,9 +609,12 @@ impl DataNode {
             Message::LinkHello { session, epoch_seen, .. } => {
                 assert_eq!((*session, *epoch_seen), (OWN, 0), "the table alone opens epochs");
                 self.greeted = true;
+                if self.mute {
+                    return None;
+                }
                 let welcome = Message::LinkWelcome {
                     run: 5,
-                    last_sequence: 0,
+                    last_sequence: self.last_sequence,
                     epoch: 1,
                     shard: 0,
                     shards: 1,
