@@ -457,8 +457,7 @@ impl Datum {
         if goes_on { self.revision } else { Revision::ZERO }
     }
 
-    /// Whether what is told of the revision that the list has is another list. What is retained was absent there before, or had an
-    /// older content.
+    /// Whether what is told of the revision that the list has is another list. What is retained here may be absent there.
     fn is_contradicted_by(&self, diff: &Diff<'_>) -> bool {
         let listed = |register: &RegisterId| self.records.get(register).is_some_and(Held::is_listed);
         let fits = |held: &Held, record: &Record<'_>| {
@@ -466,10 +465,12 @@ impl Datum {
         };
         diff.puts()
             .any(|record| !self.records.get(&record.register()).is_some_and(|held| fits(held, &record)))
-            || diff.removes().any(|register| listed(&register))
-            || diff.is_snapshot && {
+            || if diff.is_snapshot {
+                // What it names as removed is about a client's claim.
                 let told: HashSet<RegisterId> = diff.puts().map(|record| record.register()).collect();
-                self.records.iter().any(|(register, held)| held.is_listed() && !told.contains(register))
+                self.records.keys().any(|register| listed(register) && !told.contains(register))
+            } else {
+                diff.removes().any(|register| listed(&register))
             }
     }
 
