@@ -4,7 +4,7 @@ use slotcast_engine::shard::ShardStats;
 use slotcast_net::meta::core::MetaCounters;
 
 /// Reached in few seeds, or in none while all is well.
-pub const RARE: [&str; 12] = [
+pub const RARE: [&str; 11] = [
     "gaps",
     "older_diffs",
     "lists_amended",
@@ -15,7 +15,6 @@ pub const RARE: [&str; 12] = [
     "kept_contents",
     "resumes_deferred",
     "unheard_moves",
-    "not_durable_yet",
     "unclean_slots",
 ];
 
@@ -185,9 +184,9 @@ counters! {
     losses_detected
     /// Changes of persistent registrations that were acknowledged.
     persistent_acknowledged
-    /// Those that were refused, as no control plane vouched for the leader.
+    /// Those that were refused at first because the disk was full or behind.
     persistent_refused
-    /// Those that could not be made durable at first.
+    /// Those that were refused at first because no control plane vouched for the leader.
     not_durable_yet
     /// Slots of which persistent registrations may be lost with a disk, as their node's place was taken.
     unclean_slots

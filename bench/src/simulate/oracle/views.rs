@@ -2,7 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use slotcast_engine::id::{DataId, RegisterId, Revision};
+use slotcast_engine::{
+    error::Refusal,
+    id::{DataId, RegisterId, Revision},
+};
 use slotcast_net::client::Update;
 
 use super::{
@@ -64,13 +67,6 @@ impl Oracle {
             }
             Update::Refused { registration, refusal } => {
                 let datum = self.regs.get(&registration.register).map(|reg| reg.datum);
-                let reg = self.regs.get_mut(&registration.register);
-                if let Some(reg) = reg.filter(|reg| reg.is_persistent()) {
-                    // A leader without a lease of the control plane takes none.
-                    reg.is_doubtful = true;
-                    self.seen.persistent_refused += 1;
-                    return;
-                }
                 let what = short(registration.register);
                 self.fail(datum, format!("client {client}: {what} is refused: {refusal}"));
             }
@@ -79,7 +75,9 @@ impl Oracle {
                     let text = format!("client {client}: what is not persistent hears {refusal}");
                     self.fail(None, text);
                 }
-                self.seen.not_durable_yet += 1;
+                let by_disk = *refusal == Refusal::StorageFailed;
+                self.seen.persistent_refused += u64::from(by_disk);
+                self.seen.not_durable_yet += u64::from(!by_disk);
             }
             Update::SubscriptionRefused { id, refusal } => {
                 let datum = self.datum_of(id);
