@@ -399,9 +399,7 @@ impl Session {
         }
         let is_taken = !matches!(applied, Applied::Gap | Applied::Contradiction(_));
         let answered = self.links[number].answered;
-        if let Some(datum) = self.cache.get_mut(cached)
-            && is_taken
-        {
+        if is_taken && let Some(datum) = self.cache.get_mut(cached) {
             // Who was in another history gets a snapshot, and is told of no removal.
             let is_of_history = !diff.is_snapshot || diff.removes().next().is_some();
             datum.traces.hear((number, route.epoch), answered, diff.removes(), is_of_history);
