@@ -130,7 +130,7 @@ impl Session {
                 self.await_answer(number, waiting);
                 AWAITING
             }
-            Resumed::Merge if !self.may_merge(number, since) => {
+            Resumed::Merge if !self.may_merge(number) => {
                 // What it holds may be newer than what the leader has of an owner that has not come to it yet.
                 let waiting = Waiting { client: index, since, digest, asked: None, in_vain: 0 };
                 self.await_answer(number, waiting);
@@ -207,14 +207,13 @@ impl Session {
         self.await_answer(number, Waiting { client: index, since, digest, asked, in_vain: 0 });
     }
 
-    /// Whether a claim may be answered with all that is listed. If it is not of the leader's history that may be older than what the
-    /// client holds, until the owners of it have been heard of there, or their leases have ended.
-    fn may_merge(&self, number: u32, claim: Revision) -> bool {
+    /// Whether somebody from elsewhere may be told all that is listed. It may be older than what was told elsewhere, also at a revision
+    /// of this leader, until the owners of it have been heard of there, or their leases have ended. Who has no leader to ask does
+    /// not wait for one.
+    fn may_merge(&self, number: u32) -> bool {
         let Some(datum) = self.cache.get(number).filter(|_| self.following.is_some()) else { return true };
-        let Route { link: Some(link), epoch, .. } = self.routes.of(datum.slot) else { return true };
-        datum.traces.is_of_history(claim, (link, epoch))
-            || !self.links[link].is_up()
-            || is_vouched_by_owners(datum, &self.links, &self.routes)
+        let Some(link) = self.routes.of(datum.slot).link else { return true };
+        !self.links[link].is_up() || is_vouched_by_owners(datum, &self.links, &self.routes)
     }
 
     /// Serves those who waited for owners that are known by now.
@@ -400,9 +399,7 @@ impl Session {
         let is_taken = !matches!(applied, Applied::Gap | Applied::Contradiction(_));
         let answered = self.links[number].answered;
         if is_taken && let Some(datum) = self.cache.get_mut(cached) {
-            // Who was in another history gets a snapshot, and is told of no removal.
-            let is_of_history = !diff.is_snapshot || diff.removes().next().is_some();
-            datum.traces.hear((number, route.epoch), answered, diff.removes(), is_of_history);
+            datum.traces.hear((number, route.epoch), answered, diff.removes());
         }
         let is_vouched = route.is_vouched && (self.following.is_none() || epoch == route.epoch);
         if is_vouched && is_taken {
@@ -420,19 +417,16 @@ impl Session {
         }
     }
 
-    /// A list has changed without its revision: subscribers that were told of that revision get the list once more.
+    /// A list has changed without its revision: subscribers that were told of that revision get the list once more. Who came with a
+    /// list from elsewhere, and may hold more than this one, gets it whole when the leader vouches for it.
     fn amend(&mut self, number: u32) {
         let Some(datum) = self.cache.get(number) else { return };
-        let (revision, mut merge) = (datum.revision, None);
-        for index in datum.subscribers.clone() {
-            let Some(Peer::Client(client)) = self.peers.get_mut(index as usize) else { continue };
+        let revision = datum.revision;
+        let whole = datum.subscribers.iter().filter(|index| !datum.provisional.contains(index));
+        for index in whole {
+            let Some(Peer::Client(client)) = self.peers.get_mut(*index as usize) else { continue };
             let mut held = client.subscriptions.iter_mut().filter(|held| held.datum == number);
-            let Some(held) = held.find(|held| held.sent == revision) else { continue };
-            let Some(datum) = self.cache.get(number) else { return };
-            if datum.provisional.contains(&index) {
-                // It keeps what it holds beyond the list, but not what is known to be gone.
-                client.out.extend_from_slice(merge.get_or_insert_with(|| datum.merge_frame(revision)));
-            } else {
+            if let Some(held) = held.find(|held| held.sent == revision) {
                 held.sent = Revision::ZERO;
             }
         }

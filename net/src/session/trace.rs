@@ -20,18 +20,10 @@ struct Asked {
     number: u64,
 }
 
-/// What the leader of a slot has said of a claim.
-struct Told {
-    claim: Revision,
-    removed: Box<[RegisterId]>,
-    /// The leader that said so, by link and epoch, if it is of its own history.
-    of_history: Option<(usize, u32)>,
-}
-
 /// The claims about one data id.
 #[derive(Default)]
 pub(super) struct Traces {
-    told: Vec<Told>,
+    told: Vec<(Revision, Box<[RegisterId]>)>,
     asked: Option<Asked>,
 }
 
@@ -49,7 +41,7 @@ pub(super) enum Trace {
 impl Traces {
     /// What is to be done about a claim, where `link` leads in `epoch`.
     pub(super) fn of(&self, claim: Revision, (link, epoch): (usize, u32)) -> Trace {
-        if self.told.len() >= CLAIMS_MAX || self.told.iter().any(|told| told.claim == claim) {
+        if self.told.len() >= CLAIMS_MAX || self.told.iter().any(|(told, _)| *told == claim) {
             return Trace::Known;
         }
         match self.asked {
@@ -63,20 +55,18 @@ impl Traces {
         self.asked = Some(Asked { claim, link, epoch, number });
     }
 
-    /// A diff or snapshot has come from the leader, who has answered the questions up to `answered`, and names what is removed.
-    /// `is_of_history`: whoever asked for it was in the leader's history. Returns whether it answers a question about a claim.
+    /// A diff or snapshot has come from the leader, who has answered the questions up to `answered`. Returns whether it answers
+    /// one about a claim.
     pub(super) fn hear(
         &mut self,
         (link, epoch): (usize, u32),
         answered: u64,
         removed: impl Iterator<Item = RegisterId>,
-        is_of_history: bool,
     ) -> bool {
         let is_answer =
             |asked: &mut Asked| (asked.link, asked.epoch) == (link, epoch) && asked.number <= answered;
         let Some(asked) = self.asked.take_if(is_answer) else { return false };
-        let of_history = is_of_history.then_some((link, epoch));
-        self.told.push(Told { claim: asked.claim, removed: removed.collect(), of_history });
+        self.told.push((asked.claim, removed.collect()));
         true
     }
 
@@ -87,13 +77,8 @@ impl Traces {
 
     /// The registrations that are known to have been removed since a claim.
     pub(super) fn removed_since(&self, claim: Revision) -> &[RegisterId] {
-        let told = self.told.iter().find(|told| told.claim == claim);
-        told.map_or(&[], |told| &told.removed)
-    }
-
-    /// Whether a claim is known to be of the history of the leader, `link` in `epoch`.
-    pub(super) fn is_of_history(&self, claim: Revision, (link, epoch): (usize, u32)) -> bool {
-        self.told.iter().any(|told| told.claim == claim && told.of_history == Some((link, epoch)))
+        let told = self.told.iter().find(|(told, _)| *told == claim);
+        told.map_or(&[], |(_, removed)| removed)
     }
 }
 
@@ -114,12 +99,10 @@ mod tests {
         traces.ask(at(1), LEADER, 5);
         assert_eq!([1, 2].map(|counter| traces.of(at(counter), LEADER)), [Trace::Wait; 2]);
         let removed = || [RegisterId(4)].into_iter();
-        assert!(!traces.hear(LEADER, 4, removed(), true), "told before the question");
-        assert!(!traces.hear((2, 8), 5, removed(), true), "told in another epoch");
-        assert!(traces.hear(LEADER, 5, removed(), true));
-        assert!(!traces.hear(LEADER, 5, removed(), true), "answered");
-        assert!(traces.is_of_history(at(1), LEADER), "and it was of its history");
-        assert!(!traces.is_of_history(at(1), (2, 8)) && !traces.is_of_history(at(2), LEADER));
+        assert!(!traces.hear(LEADER, 4, removed()), "told before the question");
+        assert!(!traces.hear((2, 8), 5, removed()), "told in another epoch");
+        assert!(traces.hear(LEADER, 5, removed()));
+        assert!(!traces.hear(LEADER, 5, removed()), "answered");
         assert_eq!((traces.of(at(1), LEADER), traces.of(at(2), LEADER)), (Trace::Known, Trace::Ask));
         assert_eq!(traces.removed_since(at(1)), [RegisterId(4)]);
         assert!(traces.removed_since(at(2)).is_empty());
@@ -138,7 +121,7 @@ mod tests {
         for claim in 0..CLAIMS_MAX as u64 {
             assert_eq!(traces.of(at(claim), LEADER), Trace::Ask);
             traces.ask(at(claim), LEADER, claim);
-            assert!(traces.hear(LEADER, claim, std::iter::empty(), false));
+            assert!(traces.hear(LEADER, claim, std::iter::empty()));
         }
         assert_eq!(traces.of(at(1000), LEADER), Trace::Known);
     }

@@ -139,7 +139,7 @@ fn what_is_let_go_of_at_the_revision_of_the_last_change_is_told_to_everybody() {
 }
 
 #[test]
-fn who_may_know_better_loses_only_what_is_known_to_be_gone() {
+fn who_may_know_better_is_told_once_the_leader_vouches_for_its_list() {
     let (mut scene, id) = with_a_new_leader();
     scene.tell_list(2, &id, (NEVER, at(2, 1)), &[], &puts(&id, &[1]));
     // It comes from another session, with a registration that the new leader has not been told of yet.
@@ -149,5 +149,8 @@ fn who_may_know_better_loses_only_what_is_known_to_be_gone() {
     scene.tell_list(2, &id, (at(1, 11), at(2, 1)), &[], &[]);
     assert_eq!(scene.list(ahead, &id), [1, 2, 5]);
     scene.tell_list(2, &id, (at(1, 5), at(2, 1)), &[2], &[]);
-    assert_eq!((scene.list(0, &id), scene.list(ahead, &id)), (vec![1], vec![1, 5]));
+    assert_eq!((scene.list(0, &id), scene.list(ahead, &id)), (vec![1], vec![1, 2, 5]));
+    scene.agree(2);
+    scene.tell_list(2, &id, (NEVER, at(2, 2)), &[], &puts(&id, &[1]));
+    assert_eq!(scene.list(ahead, &id), [1]);
 }
