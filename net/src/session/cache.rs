@@ -299,10 +299,6 @@ impl Cache {
             return Applied::Gap;
         }
         datum.doubted = false;
-        if same_run && again && diff.is_snapshot {
-            // An answer about a client's claim; this list is what the leader's was then.
-            return Applied::Unchanged;
-        }
         if datum.known && datum.run != run {
             datum.vouched_to = datum.vouched_to.min(datum.revision);
         }

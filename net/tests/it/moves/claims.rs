@@ -129,6 +129,9 @@ fn the_next_leader_is_asked_what_the_former_one_did_not_answer() {
     let told = scene.take(2);
     assert_eq!(told.last(), Some(&Told::Subscribe(vec![(id.key(), at(1, 5))])));
     scene.tell_list(2, &id, (at(1, 5), at(3, 1)), &[9], &[]);
+    // The first answer was to a heartbeat from before the move.
+    scene.pass(1000 * MS);
+    scene.answer_heartbeat(2, young());
     assert_eq!(scene.list(client, &id), [1, 2]);
 }
 

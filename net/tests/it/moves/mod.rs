@@ -585,6 +585,9 @@ fn a_subscriber_that_is_ahead_waits_for_the_table_that_it_has_seen() {
     scene.tell_list(2, &id, (Revision::ZERO, at(2, 7)), &[], &all);
     assert_eq!(scene.take(2).last(), Some(&Told::Subscribe(vec![(id.key(), at(2, 5))])));
     scene.tell_list(2, &id, (at(2, 5), at(2, 7)), &[], &all[..1]);
+    assert_eq!(scene.list(ahead, &id), [2, 9], "it may hold a newer content than is listed");
+    let unsettled = Word { settled: true, unsettled: vec![(SlotId(0), 4)], ..Word::default() };
+    scene.answer_heartbeat(2, Word { confirmed: vec![(OTHER, 4)], ..unsettled });
     assert_eq!(scene.list(ahead, &id), [1, 2, 9]);
 }
 
