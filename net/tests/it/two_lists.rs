@@ -150,7 +150,8 @@ fn who_may_know_better_is_told_once_the_leader_vouches_for_its_list() {
     assert_eq!(scene.list(ahead, &id), [1, 2, 5]);
     scene.tell_list(2, &id, (at(1, 5), at(2, 1)), &[2], &[]);
     assert_eq!((scene.list(0, &id), scene.list(ahead, &id)), (vec![1], vec![1, 2, 5]));
+    scene.pass(1_000_000_000);
     scene.agree(2);
-    scene.tell_list(2, &id, (NEVER, at(2, 2)), &[], &puts(&id, &[1]));
-    assert_eq!(scene.list(ahead, &id), [1]);
+    scene.tell_list(2, &id, (at(2, 1), at(2, 2)), &[], &puts(&id, &[3]));
+    assert_eq!((scene.list(0, &id), scene.list(ahead, &id)), (vec![1, 3], vec![1, 3]));
 }

@@ -67,19 +67,22 @@ impl Oracle {
         self.processes[process].turned_at = self.now;
         self.node_table(process, node);
         let shard = node.shard();
-        let Process { heard, alive, refused, .. } = &mut self.processes[process];
-        // What a session says to a node that has ended its lease does not count: it is refused.
-        for session in heard.keys() {
+        let alive = &mut self.processes[process].alive;
+        let mut lost = Vec::new();
+        for session in self.sessions.keys() {
             match (alive.contains(session), shard.is_alive(*session)) {
                 (false, true) => {
                     alive.insert(*session);
                 }
                 (true, false) => {
                     alive.remove(session);
-                    refused.entry(*session).or_insert(self.now);
+                    lost.push(*session);
                 }
                 _ => {}
             }
+        }
+        for session in lost {
+            self.lease_ended(process, session);
         }
         let mut held: [Option<&Slot>; SLOTS as usize] = [None; SLOTS as usize];
         for slot in shard.slots() {
@@ -391,6 +394,19 @@ impl Oracle {
         self.terms[term].lists.insert(datum, list);
     }
 
+    /// A data node has ended the lease of a session. What that says to it from then on does not count: it is refused. Of one that it
+    /// has never heard of, it may only after it has led slots for as long.
+    fn lease_ended(&mut self, process: usize, session: SessionId) {
+        let has_led = || {
+            let terms = self.terms.iter().filter(|term| term.process == process);
+            let from = terms.map(|term| term.leases_from).min();
+            from.is_some_and(|from| self.running_time(process) + HEARTBEAT_SLACK >= from + LEASE)
+        };
+        if self.processes[process].heard.contains_key(&session) || has_led() {
+            self.processes[process].refused.entry(session).or_insert(self.now);
+        }
+    }
+
     /// Promise 1.
     fn check_one_history(&mut self, term: usize, datum: usize, revision: Revision, list: &List) {
         let Some(known) = self.history.get(&(datum, revision)) else { return };
@@ -530,8 +546,8 @@ impl Oracle {
             let is_held = reg.wanted && !reg.is_persistent();
             let is_here = self.datums[reg.datum].key().slot(SLOTS) == slot && is_held;
             let latest = self.attach_counts.get(&reg.client).copied().unwrap_or(0);
-            let attachment =
-                self.attachment(reg.client, latest).filter(|it| it.owner == acknowledged.session);
+            // What went over an earlier connection is the session's no longer, or not again yet.
+            let attachment = self.attachment(reg.client, latest).filter(|_| acknowledged.attach == latest);
             let holds = attachment.is_some_and(|it| it.ended.is_none());
             if !is_here || !holds || !linked.contains(&acknowledged.session) {
                 continue;

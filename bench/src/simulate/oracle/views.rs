@@ -301,13 +301,14 @@ impl Oracle {
     /// Promise 7.
     fn acknowledged(&mut self, client: usize, register: RegisterId, revision: Revision) {
         let session = self.session_of(client).map(|(id, _)| id);
+        let attach = self.attach_counts.get(&client).copied().unwrap_or(0);
         let Some(reg) = self.regs.get_mut(&register) else { return };
         let (datum, wanted, latest) = (reg.datum, reg.wanted, reg.contents.len() - 1);
         reg.is_doubtful = false;
         self.seen.persistent_acknowledged += u64::from(reg.is_persistent());
         let known = self.history.get(&(datum, revision)).and_then(|known| known.last());
         if wanted {
-            reg.acknowledged = session.map(|session| Acknowledged { content: latest, session });
+            reg.acknowledged = session.map(|session| Acknowledged { content: latest, session, attach });
         } else {
             reg.removal = Some(Removal { revision, term: known.map(|(term, _)| *term), session });
             self.seen.removals_acknowledged += 1;

@@ -69,6 +69,8 @@ pub(super) struct Acknowledged {
     pub(super) content: usize,
     /// The session that it went through.
     pub(super) session: SessionId,
+    /// The count of the client's connection to that.
+    pub(super) attach: u32,
 }
 
 impl Oracle {
