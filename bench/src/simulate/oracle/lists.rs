@@ -13,7 +13,7 @@ use slotcast_engine::{
 };
 use slotcast_net::data::node::Node;
 
-use super::{Oracle, Process, SECOND, SLACK, names, nothing, short};
+use super::{Oracle, SECOND, SLACK, names, nothing, short};
 use crate::simulate::{
     hosts::{LEASE, SLOTS},
     plan::Shape,
