@@ -167,7 +167,7 @@ pub struct Oracle {
     /// The table that each session goes by, and what it has of each data id: leader epoch and revision.
     told: BTreeMap<SessionId, tables::Told>,
     /// Slots of which what was acknowledged as persistent may be lost with a disk: a node with the id of another, and without its
-    /// disk, has led them. No other leader is excused.
+    /// disk, has held them. No other slot is excused.
     pub unclean: BTreeSet<SlotId>,
 }
 

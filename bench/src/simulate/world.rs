@@ -314,11 +314,11 @@ impl World {
                     self.oracle.node_greeted(node.process, session, node.role.shard().epoch());
                 }
                 if host == self.plan.layout.spare() {
-                    // It was taken for another, whose disk it does not have: what it leads may lack what that one had. What it
-                    // only follows lacks nothing, for its leader tells it, and waits for what this disk has by itself.
+                    // It was taken for another. What it leads may lack what the disk of that one has, and that one may lack what
+                    // was acknowledged because this disk had it. Slots that it never held are nobody's excuse.
                     let slots = (0..SLOTS as u16).map(SlotId);
                     let shard = node.role.shard();
-                    self.oracle.unclean.extend(slots.filter(|slot| shard.state(*slot).is_led()));
+                    self.oracle.unclean.extend(slots.filter(|slot| shard.state(*slot) != SlotState::Absent));
                 }
                 self.oracle.node_turn(node.process, &node.role);
                 let waits = node.disk.as_ref().is_some_and(|side| !side.requests.is_empty());
