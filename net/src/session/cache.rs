@@ -32,8 +32,9 @@ enum Standing {
     Listed,
     /// Absent at a new run of the data node or a new leader, where its owner has not been heard of yet: retained.
     Absent,
-    /// A new leader lists an older content, and the owner of this has not been heard of there yet: retained.
-    Newer,
+    /// A new leader lists an older content, and the owner of this or of that, which is told here, has not been heard of there yet:
+    /// retained. Where they are two, a client has gone from one to the other, and the former owner's word is the older.
+    Newer(SessionId),
 }
 
 /// Above every revision.
@@ -266,7 +267,7 @@ impl Cache {
 
     /// Takes a diff or snapshot of a run of a data node in. `may_remove` says of an owner's registration whether the data node
     /// would know of it by now: absence from a snapshot removes only those. `may_replace` says of an owner whether the data node
-    /// knows all that it holds: an older content in a snapshot replaces only what is of those.
+    /// knows all that it holds: an older content in a snapshot replaces only what is of those, and only if it is itself.
     pub(super) fn apply(
         &mut self,
         index: u32,
@@ -346,7 +347,12 @@ impl Cache {
         let is_due = |index: &u32| {
             let Some(datum) = self.get(*index) else { return false };
             let mut records = datum.records.values();
-            records.any(|held| !held.is_listed() && is_known(datum.slot, held.owner))
+            let is_known = |owner| is_known(datum.slot, owner);
+            records.any(|held| match held.standing {
+                Standing::Listed => false,
+                Standing::Absent => is_known(held.owner),
+                Standing::Newer(listed) => is_known(held.owner) && is_known(listed),
+            })
         };
         self.retaining.iter().copied().filter(is_due).collect()
     }
@@ -456,9 +462,7 @@ impl Datum {
     /// Whether what is told of the revision that the list has is another list. What is retained here may be absent there.
     fn is_contradicted_by(&self, diff: &Diff<'_>) -> bool {
         let listed = |register: &RegisterId| self.records.get(register).is_some_and(Held::is_listed);
-        let fits = |held: &Held, record: &Record<'_>| {
-            held.standing == Standing::Newer || held.checksum() == record.checksum()
-        };
+        let fits = |held: &Held, record: &Record<'_>| held.is_newer() || held.checksum() == record.checksum();
         diff.puts()
             .any(|record| !self.records.get(&record.register()).is_some_and(|held| fits(held, &record)))
             || if diff.is_snapshot {
@@ -476,7 +480,7 @@ impl Datum {
         self.records.values().all(|held| match held.standing {
             Standing::Listed => held.owner == SessionId::NOBODY || accounts_for(held.owner),
             Standing::Absent => true,
-            Standing::Newer => false,
+            Standing::Newer(_) => false,
         })
     }
 
@@ -506,15 +510,15 @@ impl Datum {
                 // The leader has what was there before this came, of an earlier leader that is lost or has not said it on.
                 Some(held)
                     if diff.is_snapshot
-                        && (held.standing == Standing::Newer || unchanged.contains(&register))
-                        && !may_replace(held.owner) =>
+                        && (held.is_newer() || unchanged.contains(&register))
+                        && !(may_replace(held.owner) && may_replace(owner)) =>
                 {
                     if held.standing == Standing::Absent && !self.provisional.is_empty() {
                         puts.push(register);
                     }
                     self.retained += usize::from(held.is_listed());
-                    kept += u64::from(held.standing != Standing::Newer);
-                    held.standing = Standing::Newer;
+                    kept += u64::from(!held.is_newer());
+                    held.standing = Standing::Newer(owner);
                     continue;
                 }
                 _ => self.forget(register),
@@ -653,6 +657,11 @@ impl Held {
     /// Whether the data node lists it, as it is.
     fn is_listed(&self) -> bool {
         self.standing == Standing::Listed
+    }
+
+    /// Whether the data node lists an older content.
+    fn is_newer(&self) -> bool {
+        matches!(self.standing, Standing::Newer(_))
     }
 
     fn checksum(&self) -> u64 {

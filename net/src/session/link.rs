@@ -364,22 +364,32 @@ impl Link {
         (self.agrees, self.repairs, self.hurry) = (false, 0, HURRY.0);
     }
 
-    /// Queues a change entry. The first of a data id on this connection is preceded by its name.
-    pub(super) fn write(&mut self, sent: Sent, id: Option<&DataId>, entry: &[u8]) {
+    /// Queues change entries of one registration, which travel in one frame; returns how many. The first of a data id on this
+    /// connection is preceded by its name.
+    pub(super) fn write<'a>(
+        &mut self,
+        id: Option<&DataId>,
+        writes: impl Iterator<Item = (Sent, &'a [u8])>,
+    ) -> usize {
         if !self.is_up() {
-            return;
+            return 0;
         }
         if matches!(self.open, Writes::Persistent(_)) {
             self.close_write();
             self.open = Writes::Ephemeral(Vec::new());
         }
-        self.append(sent.key.0, id, entry);
-        if let Writes::Ephemeral(open) = &mut self.open {
-            open.push(sent);
+        let mut count = 0;
+        for (sent, entry) in writes {
+            count += 1;
+            self.append(sent.key.0, id, entry);
+            if let Writes::Ephemeral(open) = &mut self.open {
+                open.push(sent);
+            }
         }
         if self.entries.len() >= WRITE_BYTES {
             self.close_write();
         }
+        count
     }
 
     /// Queues a change of a persistent registration.

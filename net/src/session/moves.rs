@@ -17,6 +17,7 @@ use crate::{
     session::{
         core::{Peer, Session},
         link::Link,
+        registrations::Acknowledged,
         routes::{Change, LinkKey, Route},
     },
     wire::{Message, message::SubscribeItem, slot_table::SlotTable},
@@ -206,8 +207,7 @@ impl Session {
         let mut count = 0;
         for (key, held) in self.registrations.unanswered(first, last) {
             let id = self.published_names.get(&key.0).map(|(id, _)| id);
-            link.write(held.sent(key, epoch), id, held.entry());
-            count += 1;
+            count += link.write(id, held.writes(key, epoch, Acknowledged::IsVoid));
         }
         count
     }

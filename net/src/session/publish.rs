@@ -16,7 +16,7 @@ use crate::{
         link::{Sent, Writes},
         moves::Again,
         persistent::{Undecided, unowned},
-        registrations::Accepted,
+        registrations::{Accepted, Acknowledged},
         routes::Route,
     },
     wire::{Message, message::Outcomes},
@@ -213,7 +213,7 @@ impl Session {
         let Route { link: Some(link), epoch, .. } = self.routes.of_datum(key.0) else { return };
         let Some(held) = self.registrations.get(key) else { return };
         let id = self.published_names.get(&key.0).map(|(id, _)| id);
-        self.links[link].write(held.sent(key, epoch), id, held.entry());
+        self.links[link].write(id, held.writes(key, epoch, Acknowledged::Counts));
     }
 
     /// The registrations of a client that left, unless they belong to another connection by now.
@@ -260,7 +260,7 @@ impl Session {
                 _ => {}
             }
             let held = self.registrations.get(key).is_some();
-            let (waiters, lost) = self.registrations.decide(key, (version, kind), outcome);
+            let (waiters, lost) = self.registrations.decide(key, (version, kind, epoch), outcome);
             if lost.is_some() {
                 self.account(key.0, &Accepted { lost, gained: None });
             }
@@ -334,7 +334,7 @@ impl Session {
             let route = routes.of_datum(key.0);
             if route.link == Some(number) {
                 let id = self.published_names.get(&key.0).map(|(id, _)| id);
-                link.write(held.sent(key, route.epoch), id, held.entry());
+                link.write(id, held.writes(key, route.epoch, Acknowledged::IsVoid));
             }
         }
         for (write_number, write) in self.persistents.iter() {
@@ -357,7 +357,7 @@ impl Session {
         let mut registers = Vec::new();
         for (register, held) in self.registrations.of_datum(datum) {
             let id = self.published_names.get(&datum).map(|(id, _)| id);
-            link.write(held.sent((datum, register), epoch), id, held.entry());
+            link.write(id, held.writes((datum, register), epoch, Acknowledged::Counts));
             if held.is_live() {
                 registers.push(register);
             }

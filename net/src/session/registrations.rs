@@ -1,11 +1,13 @@
 //! What a session's clients have published: the truth that data nodes are rebuilt from.
 //!
-//! A registration keeps its change entry ready to be sent again. A removal stays until the data node has confirmed it.
+//! A registration keeps its change entry ready to be sent again. A removal stays until the data node has confirmed it, and with it
+//! the put that it ends: a leader that has never had that may list the registration as an earlier session told it, and takes no
+//! removal of it from this one, which is its owner only by the put.
 
 use std::collections::BTreeMap;
 
 use slotcast_engine::{
-    batch::{Change, ChangeKind, Durability, Entry, write_change, write_put},
+    batch::{Change, ChangeKind, Durability, Entry, entries, write_change, write_put},
     digest::{Digest, fingerprint},
     error::Refusal,
     id::{ClientId, DatumKey, RegisterId, Revision, SessionId, Version},
@@ -30,9 +32,21 @@ pub(super) struct Registration {
     pub(super) conn: ConnId,
     client: ClientId,
     version: Version,
+    /// The put; of a removal, the put that it ends with the removal behind it.
     entry: Box<[u8]>,
     is_live: bool,
+    /// The leader epoch in which the put was last acknowledged.
+    acknowledged_in: Option<u32>,
     waiters: Vec<Waiter>,
+}
+
+/// What was acknowledged before by whoever is sent something now.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Acknowledged {
+    /// It counts.
+    Counts,
+    /// It may be another leader, or have forgotten.
+    IsVoid,
 }
 
 /// All registrations of a session core, in the order of slots.
@@ -99,6 +113,7 @@ impl Registrations {
             version: change.version,
             entry: bytes.into(),
             is_live: true,
+            acknowledged_in: None,
             waiters,
         };
         let gained = registration.fingerprint();
@@ -146,13 +161,13 @@ impl Registrations {
         Some(Accepted { lost, gained: None })
     }
 
-    /// The data node has decided on a write of `version`, a put or a removal. Returns who waited for it, and what the digest
-    /// loses when the registration is given up because it was refused. A put says nothing of the removal of the same version
-    /// that came behind it; a removal decides on what came before.
+    /// The data node has decided, in a leader epoch, on a write of `version`, a put or a removal. Returns who waited for it, and
+    /// what the digest loses when the registration is given up because it was refused. A put says nothing of the removal of the
+    /// same version that came behind it; a removal decides on what came before.
     pub(super) fn decide(
         &mut self,
         key: (DatumKey, RegisterId),
-        (version, kind): (Version, ChangeKind),
+        (version, kind, epoch): (Version, ChangeKind, u32),
         outcome: Result<Revision, Refusal>,
     ) -> (Vec<Waiter>, Option<u64>) {
         let Some(held) = self.by_key.get_mut(&key) else { return (Vec::new(), None) };
@@ -162,6 +177,9 @@ impl Registrations {
         };
         let (told, waiting) = held.waiters.drain(..).partition(is_told);
         held.waiters = waiting;
+        if held.is_live && held.version == version && kind == ChangeKind::Put && outcome.is_ok() {
+            held.acknowledged_in = Some(epoch);
+        }
         if held.version != version || held.kind() != kind || (held.is_live && outcome.is_ok()) {
             return (told, None);
         }
@@ -224,19 +242,26 @@ impl Waiter {
 }
 
 impl Registration {
-    /// Its change entry, as it was or would be sent.
-    pub(super) fn entry(&self) -> &[u8] {
-        &self.entry
-    }
-
     /// Whether it is a put, not a removal.
     pub(super) fn is_live(&self) -> bool {
         self.is_live
     }
 
-    /// What is noted of its entry when that is sent to a leader of `epoch`.
-    pub(super) fn sent(&self, key: (DatumKey, RegisterId), epoch: u32) -> Sent {
-        Sent { key, version: self.version, kind: self.kind(), epoch }
+    /// The entries that a leader of `epoch` is to be sent, each with what is noted of it: the put, or the removal. Before a removal
+    /// goes the put that it ends, unless it was `acknowledged` by that leader over the link as it stands.
+    pub(super) fn writes(
+        &self,
+        key: (DatumKey, RegisterId),
+        epoch: u32,
+        acknowledged: Acknowledged,
+    ) -> impl Iterator<Item = (Sent, &[u8])> {
+        let counts = acknowledged == Acknowledged::Counts && self.acknowledged_in == Some(epoch);
+        let is_told = self.is_live || !counts;
+        let all = entries(&self.entry).filter_map(Result::ok);
+        all.filter(move |entry| is_told || entry.change.kind == ChangeKind::Remove).map(move |entry| {
+            let Change { version, kind, .. } = entry.change;
+            (Sent { key, version, kind, epoch }, entry.bytes())
+        })
     }
 
     fn kind(&self) -> ChangeKind {
@@ -266,7 +291,8 @@ impl Registration {
             epoch: 0,
             owner: session,
         };
-        let mut bytes = Vec::new();
+        let put = Entry::read(&self.entry).map(|put| put.bytes().to_vec());
+        let mut bytes = put.unwrap_or_default();
         write_change(&mut bytes, &change);
         (self.entry, self.version, self.is_live) = (bytes.into(), version, false);
         lost

@@ -50,6 +50,35 @@ fn an_older_content_of_a_new_leader_is_told_to_nobody_before_its_owner_has_come(
     }
 }
 
+/// The client has gone from THIRD to OTHER, and has been withdrawn there since: OTHER has confirmed without it. What the leader has
+/// of THIRD, which is lost, is older than what was told, and goes with its lease.
+#[test]
+fn an_older_content_of_a_former_owner_is_told_to_nobody_before_that_one_has_come_or_gone() {
+    for is_lost in [false, true] {
+        let (mut scene, id) = with_a_lost_change();
+        scene.answer_heartbeat(2, young(&[]));
+        let told = [(record(&id, 1, b"a"), OTHER), (record(&id, 2, b"a"), THIRD)];
+        scene.tell_forked(2, &id, at(2, 1), &[1, 2], &told);
+        scene.pass(1100 * MS);
+        scene.take(2);
+        scene.answer_heartbeat(2, young(&[OTHER]));
+        assert!(!kinds(&scene.take(2)).contains(&"subscribe"), "the answer would be the same");
+        scene.tell_list(2, &id, (Revision::ZERO, at(2, 2)), &[], &told);
+        assert_eq!(scene.held(0, &id, 2), Some(&record(&id, 2, b"newer")[..]));
+        if is_lost {
+            scene.tell_list(2, &id, (at(2, 2), at(2, 3)), &[2], &[]);
+            assert_eq!(scene.list(0, &id), [1]);
+            continue;
+        }
+        scene.pass(1100 * MS);
+        scene.take(2);
+        scene.answer_heartbeat(2, young(&[OTHER, THIRD]));
+        assert_eq!(scene.take(2).last(), Some(&Told::Subscribe(vec![(id.key(), Revision::ZERO)])));
+        scene.tell_list(2, &id, (Revision::ZERO, at(2, 3)), &[], &told);
+        assert_eq!(scene.held(0, &id, 2), Some(&record(&id, 2, b"a")[..]));
+    }
+}
+
 #[test]
 fn what_a_new_leader_was_told_itself_is_newer_and_so_is_a_removal() {
     let (mut scene, id) = with_a_lost_change();
