@@ -8,7 +8,8 @@
 //!    linked to a run of the data node knew of its earlier runs), whoever holds it; a leader epoch of a slot is opened by
 //!    one process only; a subscriber's revision never goes back within one subscription.
 //! 2. *Complete.* A subscriber's list at a revision holds everything that the leader's list held there, with that
-//!    content, or with a newer one that an earlier term listed and a young one has not heard of; nothing that was never published.
+//!    content, or with a newer one that an earlier term listed and a young one has not heard of, be it newer only by its revision in
+//!    an epoch of which the young term knows nothing; nothing that was never published.
 //! 3. *Nothing stale.* What it holds beyond that was listed when the term before ended; or the term is
 //!    young, and the session did not hear that it went in an earlier one, or the client brought it along from another
 //!    session: it is kept only because absence is not removal, until its owner is known to be complete.
@@ -35,7 +36,8 @@
 //!
 //! What the loss of a data node's memory makes impossible, and so is not promised: a session that was cut off while a
 //! registration moved on or was withdrawn may tell a new leader what it still holds, until it learns better.
-//! Such cases are counted, and only accepted when there is such a session.
+//! Such cases are counted, and only accepted when there is such a session. Nor is a removal kept that only a leader and a
+//! session knew of which are both lost: the next leader lists the registration until that session's lease ends there.
 
 mod connections;
 mod end;

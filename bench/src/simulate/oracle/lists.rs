@@ -49,6 +49,8 @@ pub(super) struct Term {
     pub(super) confirmed: Vec<SessionId>,
     /// The epoch it is in now.
     epoch: u32,
+    /// The last revision of each earlier epoch that it goes on from.
+    forks: Vec<Revision>,
     revision: Revision,
     lists: BTreeMap<usize, List>,
     first_listed: BTreeMap<RegisterId, Revision>,
@@ -58,6 +60,17 @@ impl Term {
     /// The list of a data id as it was last.
     fn list(&self, datum: usize) -> List {
         self.lists.get(&datum).cloned().unwrap_or_else(nothing)
+    }
+
+    /// Whether a revision is of an epoch in its own history.
+    fn knows_epoch_of(&self, at: Revision) -> bool {
+        at.epoch() == self.epoch || self.forks.iter().any(|last| last.epoch() == at.epoch())
+    }
+
+    /// Whether a revision is of its own history.
+    fn has_been_at(&self, at: Revision) -> bool {
+        let last = self.forks.iter().find(|last| last.epoch() == at.epoch());
+        at <= if at.epoch() == self.epoch { self.revision } else { last.copied().unwrap_or_default() }
     }
 }
 
@@ -115,6 +128,9 @@ impl Oracle {
         let (id, revision) = (slot.id(), slot.revision());
         let is_new = self.running_term(id, process).is_none();
         let term = self.term(id, process, revision.epoch());
+        if self.terms[term].forks != slot.forks() {
+            self.terms[term].forks = slot.forks().to_vec();
+        }
         if is_new {
             self.note_fork(term, slot);
         }
@@ -259,6 +275,7 @@ impl Oracle {
                 accepted_at: None,
                 confirmed: Vec::new(),
                 epoch,
+                forks: Vec::new(),
                 revision: Revision::ZERO,
                 lists: BTreeMap::new(),
                 first_listed: BTreeMap::new(),
@@ -334,10 +351,36 @@ impl Oracle {
         register: RegisterId,
         content: usize,
     ) -> bool {
-        let terms: BTreeSet<usize> = self.before(datum, term).collect();
+        self.before(datum, term).any(|term| self.has_listed(datum, term, register, content))
+    }
+
+    /// Whether a term ever listed a registration with this content.
+    pub(super) fn has_listed(&self, datum: usize, term: usize, register: RegisterId, content: usize) -> bool {
         let lists = self.history.range((datum, Revision::ZERO)..=(datum, Revision(u64::MAX)));
-        let mut lists = lists.flat_map(|(_, lists)| lists).filter(|(of, _)| terms.contains(of));
+        let mut lists = lists.flat_map(|(_, lists)| lists).filter(|(of, _)| *of == term);
         lists.any(|(_, list)| list.get(&register).is_some_and(|held| held.content == content))
+    }
+
+    /// Whether a term before `term`, in an epoch of which that knows nothing, listed a registration with `content` after another
+    /// one had listed it with `other` first.
+    pub(super) fn was_listed_apart(
+        &self,
+        datum: usize,
+        term: usize,
+        register: RegisterId,
+        (content, other): (usize, usize),
+    ) -> bool {
+        let terms: BTreeSet<usize> = self.before(datum, term).collect();
+        let all = self.history.range((datum, Revision::ZERO)..=(datum, Revision(u64::MAX)));
+        let all = all.flat_map(|((_, revision), lists)| lists.iter().map(move |list| (*revision, list)));
+        let listed = all
+            .filter(|(_, (of, _))| terms.contains(of))
+            .filter_map(|(revision, (_, list))| list.get(&register).map(|held| (revision, held.content)));
+        let first = listed.clone().find(|(_, held)| *held == other).map(|(revision, _)| revision);
+        let is_apart = |revision: &Revision| !self.terms[term].knows_epoch_of(*revision);
+        let mut apart =
+            listed.filter(|(_, held)| *held == content).map(|(revision, _)| revision).filter(is_apart);
+        first.is_some_and(|first| apart.any(|revision| revision > first))
     }
 
     /// The revision at which a term first listed a registration.
@@ -492,7 +535,12 @@ impl Oracle {
             && removal.session == Some(held.owner)
             && self.terms[term].confirmed.contains(&held.owner);
         let may_know = reg.is_persistent() && !self.is_unclean(datum);
-        if is_later && !knows && !may_know && self.has_stale_holder(reg.client) {
+        // The leader that took it is lost with what nobody else had of it, and so is the session that it went through. Only a
+        // removal record, that session's word or the end of its lease removes.
+        let is_forgotten = !reg.is_persistent()
+            && !self.terms[term].has_been_at(removal.revision)
+            && removal.session.is_some_and(|session| self.sessions[&session].died.is_some());
+        if is_later && (is_forgotten || !knows && !may_know && self.has_stale_holder(reg.client)) {
             self.seen.stale_replays += 1;
             return;
         }

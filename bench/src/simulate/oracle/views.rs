@@ -161,15 +161,19 @@ impl Oracle {
             let earlier = before.get(register);
             if earlier.is_some_and(|earlier| content < earlier) {
                 let reg = &self.regs[register];
-                // Whoever told the newer content, and has confirmed here since, has told it again.
+                // Whoever told the newer content, and has confirmed here since, has told it again; of what is persistent no
+                // session gives an account.
                 let acknowledged = reg.acknowledged.filter(|it| it.content > *content);
                 let knows = self.shape == Shape::Cluster
+                    && !reg.is_persistent()
                     && acknowledged.is_some_and(|it| self.terms[term].confirmed.contains(&it.session));
                 let may_know = reg.is_persistent() && acknowledged.is_some() && !self.is_unclean(datum);
-                // No session tells again what is persistent.
-                let is_lost = reg.is_persistent() && self.is_unclean(datum);
-                let may_return = is_lost || self.has_stale_holder(reg.client);
-                if place > place_before && !knows && !may_know && may_return {
+                // No session tells again what is persistent: when this leader has waited for everybody, its content counts.
+                let is_lost = reg.is_persistent()
+                    && self.is_unclean(datum)
+                    && earlier.is_some_and(|earlier| !self.has_listed(datum, term, *register, *earlier));
+                let may_return = is_lost || place > place_before && self.has_stale_holder(reg.client);
+                if !knows && !may_know && may_return {
                     self.seen.stale_contents += 1;
                     continue;
                 }
@@ -221,7 +225,9 @@ impl Oracle {
 
     /// Whether a subscriber may be told a newer content than the leader has: a term before listed it, and this one has begun without
     /// it and is young. As absence is no removal (rule 6 of the invariants), an old content is no change: what a reader holds of
-    /// an owner that has not confirmed stays until it confirms or its lease ends, and no push is older than the one before.
+    /// an owner that has not confirmed stays until it confirms or its lease ends, and no push is older than the one before. Which of
+    /// two contents is newer the leader cannot tell where another has led an epoch of which it knows nothing, while it went on itself:
+    /// a reader from there keeps what it has, too, for late is better than wrong.
     fn may_be_ahead(
         &self,
         datum: usize,
@@ -230,7 +236,12 @@ impl Oracle {
         held: &Held,
     ) -> bool {
         let is_young = self.terms[term].started + UNSETTLED_MAX > self.now;
-        content > held.content && is_young && self.was_listed_with(datum, term, register, content)
+        let was_listed = if content > held.content {
+            self.was_listed_with(datum, term, register, content)
+        } else {
+            content < held.content && self.was_listed_apart(datum, term, register, (content, held.content))
+        };
+        is_young && was_listed
     }
 
     /// Promise 3.
