@@ -43,6 +43,8 @@ pub(super) struct Client {
     /// Frames for this client alone: welcome, acknowledgements, refusals, errors.
     pub(super) out: Vec<u8>,
     pub(super) subscriptions: Vec<Subscription>,
+    /// The subscription that the last write had no room for; zero if it had for all.
+    pub(super) goes_on_at: u32,
     /// Its registrations; whoever publishes for many has thousands.
     pub(super) published: BTreeSet<(DatumKey, RegisterId)>,
     /// Oldest first, which is mostly the order in which they are decided.
@@ -63,6 +65,7 @@ impl Client {
             decoder: Decoder::default(),
             out: Vec::new(),
             subscriptions: Vec::new(),
+            goes_on_at: 0,
             published: BTreeSet::new(),
             pending: VecDeque::new(),
             heard_at: now,

@@ -169,11 +169,11 @@ impl Session {
         }
         self.frames.clear();
         self.reached.clear();
-        let batch_max = self.config.push_batch_max;
-        let (more, snapshots) = if self.push_stop.is_on() {
-            (false, 0)
+        let gathered = if self.push_stop.is_on() {
+            Gathered::default()
         } else {
-            gather(client, &mut self.cache, batch_max, &mut self.frames, &mut self.reached)
+            let Self { cache, frames, reached, .. } = self;
+            gather(client, cache, self.config.push_batch_max, frames, reached)
         };
         let written = send(client, &self.frames, sockets);
         match written {
@@ -182,17 +182,18 @@ impl Session {
                     client.subscriptions[*position as usize].sent = *revision;
                 }
                 client.out = Vec::new();
+                client.goes_on_at = gathered.stopped_at.unwrap_or(0);
                 if bytes > 0 {
                     self.metrics.client_writes.inc();
                     self.metrics.client_bytes.inc_by(bytes as u64);
-                    self.metrics.snapshots.inc_by(snapshots);
+                    self.metrics.snapshots.inc_by(gathered.snapshots);
                 }
                 if client.closing.is_some() {
                     sockets.close(client.conn, false);
-                } else if more {
+                } else if gathered.stopped_at.is_some() {
                     self.mark_dirty(index);
                 }
-                (self.frames.count as u64).saturating_sub(snapshots)
+                (self.frames.count as u64).saturating_sub(gathered.snapshots)
             }
             None => {
                 client.busy_since = Some(now);
@@ -257,20 +258,52 @@ impl Session {
     }
 }
 
-/// Collects the frames that a client lacks and how far they lead it. Returns whether more is left, and how many of the
-/// frames are snapshots.
+/// What was collected for a client.
+#[derive(Default)]
+struct Gathered {
+    snapshots: u64,
+    /// The subscription that the next write is to begin with, if not all has room in this one.
+    stopped_at: Option<u32>,
+    /// Some data id has several steps, which one diff can take the place of.
+    in_steps: bool,
+}
+
+/// Collects the frames that a client lacks and how far they lead it. One that lacks more steps than one write may have frames gets one
+/// diff per data id: else it would never catch up, for the longer it waits the more steps there are.
 fn gather(
     client: &Client,
     cache: &mut Cache,
     batch_max: usize,
     frames: &mut Frames,
     reached: &mut Vec<(u32, Revision)>,
-) -> (bool, u64) {
-    let mut snapshots = 0;
-    if client.closing.is_some() {
-        return (false, 0);
+) -> Gathered {
+    let merges = cache.merges;
+    let gathered = gather_steps(client, cache, (batch_max, MERGE_ABOVE), frames, reached);
+    if gathered.stopped_at.is_none() || frames.count < batch_max || !gathered.in_steps {
+        return gathered;
     }
-    for (position, subscription) in client.subscriptions.iter().enumerate() {
+    frames.clear();
+    reached.clear();
+    cache.merges = merges;
+    gather_steps(client, cache, (batch_max, 1), frames, reached)
+}
+
+/// See [`gather`]. Begins with the subscription that the write before had no room for, so that none waits for ever behind others
+/// that always have news.
+fn gather_steps(
+    client: &Client,
+    cache: &mut Cache,
+    (batch_max, merge_above): (usize, usize),
+    frames: &mut Frames,
+    reached: &mut Vec<(u32, Revision)>,
+) -> Gathered {
+    let mut gathered = Gathered::default();
+    if client.closing.is_some() {
+        return gathered;
+    }
+    let first = (client.goes_on_at as usize).min(client.subscriptions.len());
+    for position in (first..client.subscriptions.len()).chain(0..first) {
+        let subscription = client.subscriptions[position];
         if subscription.datum == VACANT || subscription.sent == AWAITING {
             continue;
         }
@@ -280,30 +313,31 @@ fn gather(
         }
         let held = frames.mark();
         if held.0 >= batch_max {
-            return (true, snapshots);
+            gathered.stopped_at = Some(position as u32);
+            break;
         }
         let reader = (client.conn.index() as u32, subscription.sent);
         let (to, is_snapshot) =
-            cache.frames_since(subscription.datum, reader, batch_max - held.0, MERGE_ABOVE, frames);
+            cache.frames_since(subscription.datum, reader, batch_max - held.0, merge_above, frames);
         let large = frames.len() - held.1 >= LARGE_FRAME_BYTES;
         if large && (held.0 > 0 || !client.out.is_empty()) {
             // It goes by itself, after these.
             frames.back(held);
-            return (true, snapshots);
+            gathered.stopped_at = Some(position as u32);
+            break;
         }
         if !is_snapshot && crate::faults::drop_diff() {
             frames.back(held);
         }
-        snapshots += u64::from(is_snapshot);
+        gathered.snapshots += u64::from(is_snapshot);
         reached.push((position as u32, to));
-        if large {
-            return (true, snapshots);
-        }
-        if to < latest {
-            return (true, snapshots);
+        gathered.in_steps |= to < latest || frames.count > held.0 + 1;
+        if large || to < latest {
+            gathered.stopped_at = Some(position as u32 + 1);
+            break;
         }
     }
-    (false, snapshots)
+    gathered
 }
 
 /// Writes a client's own frames and the shared ones in one go. Returns the bytes, or `None` if the socket takes nothing.

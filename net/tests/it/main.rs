@@ -29,6 +29,8 @@ mod moves;
 
 mod two_lists;
 
+mod behind;
+
 mod welcomes;
 
 mod failover;

@@ -195,10 +195,16 @@ pub fn record(id: &DataId, register: u64, payload: &[u8]) -> Vec<u8> {
 impl Scene {
     /// Nodes 1.. of which none leads anything, no table told yet.
     pub fn new(nodes: u32) -> Self {
+        Self::configured(nodes, |_| {})
+    }
+
+    /// The same with other settings of the session.
+    pub fn configured(nodes: u32, adjust: impl FnOnce(&mut SessionConfig)) -> Self {
         let metas = vec![SocketAddr::from(([10, 0, 0, 99], META))];
         let meta = MetaLinkConfig::new(metas, "test", SLOTS, MetaPeer::Session);
         let metrics = SessionMetrics::new(&mut Registry::default(), 0);
-        let config = SessionConfig::following(OWN, meta);
+        let mut config = SessionConfig::following(OWN, meta);
+        adjust(&mut config);
         let mut table = SlotTable::empty("test", SLOTS);
         table.maker = 1;
         table.next_number = 100;
@@ -226,12 +232,18 @@ impl Scene {
     /// The same with a first table: node 1 leads all slots in epoch 1, has waited for everybody, and all are linked to.
     pub fn settled(nodes: u32) -> Self {
         let mut scene = Self::new(nodes);
-        scene.move_to(&(0..SLOTS as u16).map(|slot| (slot, 1, 1)).collect::<Vec<_>>());
-        for node in 1..=nodes {
-            scene.agree(node);
-            scene.take(node);
-        }
+        scene.settle();
         scene
+    }
+
+    /// See [`Self::settled`].
+    pub fn settle(&mut self) {
+        self.move_to(&(0..SLOTS as u16).map(|slot| (slot, 1, 1)).collect::<Vec<_>>());
+        let nodes: Vec<u32> = self.table.nodes.keys().map(|node| node.0).collect();
+        for node in nodes {
+            self.agree(node);
+            self.take(node);
+        }
     }
 
     /// A node agrees, has waited for everybody, and promoted nothing lately.
