@@ -264,36 +264,14 @@ struct Gathered {
     snapshots: u64,
     /// The subscription that the next write is to begin with, if not all has room in this one.
     stopped_at: Option<u32>,
-    /// Some data id has several steps, which one diff can take the place of.
-    in_steps: bool,
 }
 
-/// Collects the frames that a client lacks and how far they lead it. One that lacks more steps than one write may have frames gets one
-/// diff per data id: else it would never catch up, for the longer it waits the more steps there are.
+/// Collects the frames that a client lacks and how far they lead it. Begins with the subscription that the write before had no room
+/// for, so that none waits for ever behind others that always have news.
 fn gather(
     client: &Client,
     cache: &mut Cache,
     batch_max: usize,
-    frames: &mut Frames,
-    reached: &mut Vec<(u32, Revision)>,
-) -> Gathered {
-    let merges = cache.merges;
-    let gathered = gather_steps(client, cache, (batch_max, MERGE_ABOVE), frames, reached);
-    if gathered.stopped_at.is_none() || frames.count < batch_max || !gathered.in_steps {
-        return gathered;
-    }
-    frames.clear();
-    reached.clear();
-    cache.merges = merges;
-    gather_steps(client, cache, (batch_max, 1), frames, reached)
-}
-
-/// See [`gather`]. Begins with the subscription that the write before had no room for, so that none waits for ever behind others
-/// that always have news.
-fn gather_steps(
-    client: &Client,
-    cache: &mut Cache,
-    (batch_max, merge_above): (usize, usize),
     frames: &mut Frames,
     reached: &mut Vec<(u32, Revision)>,
 ) -> Gathered {
@@ -318,7 +296,7 @@ fn gather_steps(
         }
         let reader = (client.conn.index() as u32, subscription.sent);
         let (to, is_snapshot) =
-            cache.frames_since(subscription.datum, reader, batch_max - held.0, merge_above, frames);
+            cache.frames_since(subscription.datum, reader, batch_max - held.0, MERGE_ABOVE, frames);
         let large = frames.len() - held.1 >= LARGE_FRAME_BYTES;
         if large && (held.0 > 0 || !client.out.is_empty()) {
             // It goes by itself, after these.
@@ -331,7 +309,6 @@ fn gather_steps(
         }
         gathered.snapshots += u64::from(is_snapshot);
         reached.push((position as u32, to));
-        gathered.in_steps |= to < latest || frames.count > held.0 + 1;
         if large || to < latest {
             gathered.stopped_at = Some(position as u32 + 1);
             break;

@@ -62,17 +62,3 @@ fn a_large_frame_does_not_wait_for_ever_behind_small_ones_nor_they_behind_it() {
         assert!(held.iter().all(|reached| reached + 3 > revision), "{held:?} of {}", revision + 1);
     }
 }
-
-#[test]
-fn who_lacks_more_steps_than_a_write_may_carry_gets_one_diff_per_data_id() {
-    let (mut scene, ids) = scene(8);
-    // This goes out at once, and what follows when its round is over.
-    change(&mut scene, &ids[0], 1, b"a");
-    let before = scene.clients[0].pushes;
-    for revision in 2..5 {
-        ids.iter().for_each(|id| change(&mut scene, id, revision - u64::from(*id != ids[0]), b"a"));
-    }
-    scene.pass(ROUND);
-    assert_eq!(held(&scene, &ids), [5, 4, 4]);
-    assert_eq!(scene.clients[0].pushes - before, 3, "nine steps in three diffs");
-}
