@@ -40,14 +40,15 @@ fn held(scene: &Scene, ids: &[DataId]) -> Vec<u64> {
 #[test]
 fn a_list_does_not_wait_for_ever_behind_others_that_always_have_news() {
     let (mut scene, ids) = scene(2);
-    for revision in 1..20 {
+    for revision in 1..60 {
         ids.iter().for_each(|id| change(&mut scene, id, revision, b"a"));
         scene.pass(ROUND);
+        // Two frames a round for three changes: it falls behind until it is told several changes in one diff.
         let held = held(&scene, &ids);
-        assert!(held.iter().all(|reached| reached + 2 > revision), "{held:?} of {}", revision + 1);
+        assert!(held.iter().all(|reached| reached + 8 > revision), "{held:?} of {}", revision + 1);
     }
-    scene.pass(2 * ROUND);
-    assert_eq!(held(&scene, &ids), [20; 3]);
+    scene.pass(10 * ROUND);
+    assert_eq!(held(&scene, &ids), [60; 3]);
 }
 
 #[test]
