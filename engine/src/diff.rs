@@ -269,18 +269,21 @@ pub fn snapshot(slot: &Slot, datum: DatumKey) -> Answer<'_> {
 }
 
 /// The whole list of one data id for a reader that left this slot's history no earlier than at `fork`. It says which
-/// registrations have not changed since, as far as the log reaches: such a reader knows of them what is told here or
-/// something newer.
+/// registrations have not changed since: such a reader knows of them what is told here or something newer. Where the log does not
+/// reach back to there, it says which have not changed since the slot was last led anew. That is the same for a reader that left
+/// it there; for one that left it before, it may be too many, and then the reader keeps what it has until owners have come: late is
+/// better than wrong.
 pub fn forked(slot: &Slot, datum: DatumKey, fork: Revision) -> Answer<'_> {
     let mut answer = snapshot(slot, datum);
-    if let Some((_, latest, _)) = slot.datum_state(datum)
-        && slot.log().floor() <= fork
-    {
+    let Some((_, latest, _)) = slot.datum_state(datum) else { return answer };
+    let told = answer.puts.iter().map(|(record, _)| record.register());
+    answer.unchanged = if slot.log().floor() <= fork {
         let changed: BTreeSet<RegisterId> =
             slot.log().datum_changes(latest, fork).map(|entry| entry.register).collect();
-        let told = answer.puts.iter().map(|(record, _)| record.register());
-        answer.unchanged = told.filter(|register| !changed.contains(register)).collect();
-    }
+        told.filter(|register| !changed.contains(register)).collect()
+    } else {
+        told.filter(|register| !slot.has_changed_since_led(datum, *register)).collect()
+    };
     answer
 }
 

@@ -54,6 +54,8 @@ mod restore;
 
 mod returning;
 
+mod since_led;
+
 mod warm;
 
 use chunks::Chunks;
@@ -66,6 +68,7 @@ use owners::Owners;
 use publication::{NIL, Place, Publication};
 pub(crate) use relocate::Movable;
 pub use restore::ScanCursor;
+use since_led::SinceLed;
 
 /// A data id with its publishers.
 struct Datum {
@@ -86,6 +89,8 @@ struct Datum {
 
 struct Touched {
     datum: u32,
+    /// Its place in the table of registrations.
+    index: u32,
     register: RegisterId,
     /// Content and owner before the change, if it was live.
     before: Option<(u64, SessionId)>,
@@ -159,6 +164,8 @@ pub struct Slot {
     returned: BTreeMap<(DatumKey, RegisterId, Version), u32>,
     idle: VecDeque<u32>,
     lineage: Lineage,
+    /// What has changed since it was last led anew, while it is led here as the slot table says.
+    since_led: Option<SinceLed>,
     /// Others follow its batches, which then name a data id again whenever it gets its first registration.
     tells_names: bool,
     /// The data id named last in the open batch.
@@ -195,6 +202,7 @@ impl Slot {
             returned: BTreeMap::new(),
             idle: VecDeque::new(),
             lineage: Lineage::default(),
+            since_led: None,
             tells_names: false,
             named: NIL,
         }

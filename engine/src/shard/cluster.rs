@@ -380,7 +380,11 @@ impl Shard {
         self.catching_up.retain(|(_, other), _| *other != slot);
         self.ending.retain(|(_, other)| *other != slot);
         self.interests.close_slot(slot);
-        let epoch = self.slots.get(slot).map(|held| held.revision().epoch());
+        let held = self.slots.get_mut(slot);
+        let epoch = held.map(|held| {
+            held.step_down();
+            held.revision().epoch()
+        });
         let Some(cluster) = &mut self.cluster else { return };
         cluster.change_route(slot, epoch, None);
         cluster.led.remove(&slot);

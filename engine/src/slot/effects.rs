@@ -42,7 +42,7 @@ impl Slot {
                 self.set_owner(index, change.owner);
                 self.enter_digest(index);
                 let after = self.content_of(index);
-                self.touched.push(Touched { datum, register: change.register, before, after });
+                self.touched.push(Touched { datum, index, register: change.register, before, after });
             }
             (ChangeKind::Remove | ChangeKind::Expire, _) => self.apply_remove(change, mark),
             (ChangeKind::Forget, _) => {
@@ -105,7 +105,7 @@ impl Slot {
         self.enter(owner, fingerprint(change.datum, change.register, change.version, checksum));
         self.datum_mut(datum).bytes += record.bytes().len();
         let after = Some((checksum, change.owner));
-        self.touched.push(Touched { datum, register: change.register, before, after });
+        self.touched.push(Touched { datum, index, register: change.register, before, after });
     }
 
     pub(super) fn apply_remove(&mut self, change: &Change, mark: u64) {
@@ -136,7 +136,7 @@ impl Slot {
             register: change.register,
             version: change.version,
         });
-        self.touched.push(Touched { datum, register: change.register, before, after: None });
+        self.touched.push(Touched { datum, index, register: change.register, before, after: None });
     }
 
     /// Moves what the sealed batch really changed into the log; returns the changed data ids. A new owner counts: sessions
@@ -152,6 +152,9 @@ impl Slot {
             let (first, last) = (&touches[0], &touches[touches.len() - 1]);
             if first.before == last.after {
                 continue;
+            }
+            if let Some(since) = &mut self.since_led {
+                since.note(last.index);
             }
             if datum_before.0 != first.datum {
                 datum_before = (first.datum, self.datum(first.datum).last_change);
@@ -179,6 +182,9 @@ impl Slot {
             self.publications[index as usize] = fresh;
             index
         };
+        if let Some(since) = &mut self.since_led {
+            since.forget(index);
+        }
         let hash = self.publication_hash(datum, register);
         let (seed, publications, arena) = (self.seed, &self.publications, &self.arena);
         self.publication_index

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Lineage, Place, Slot};
+use super::{Lineage, Place, SinceLed, Slot};
 use crate::{
     batch::{Batch, BatchError, ChangeKind, Entry},
     id::{DataId, DatumKey, Nanos, Revision},
@@ -103,6 +103,7 @@ impl Slot {
         if !had_begun {
             self.restart_log();
         }
+        self.since_led = Some(SinceLed::default());
         self.mark_tombstones(mark);
     }
 

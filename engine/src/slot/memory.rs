@@ -1,6 +1,6 @@
 //! What a slot's memory is for.
 
-use super::{Datum, Publication, Slot, Tombstone, Touched};
+use super::{Datum, Publication, SinceLed, Slot, Tombstone, Touched};
 use crate::{
     id::{DatumKey, RegisterId, Version},
     memory::Memory,
@@ -29,7 +29,7 @@ impl Slot {
             readers: 0,
             batches: self.open.capacity() + self.touched.capacity() * size_of::<Touched>(),
             insight: 0,
-            replication: self.lineage.bytes(),
+            replication: self.lineage.bytes() + self.since_led.as_ref().map_or(0, SinceLed::bytes),
         }
     }
 }

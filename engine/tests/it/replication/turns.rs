@@ -1,6 +1,7 @@
 //! When a new leader answers readers, and whose absence from its lists says something.
 
 use slotcast_engine::{
+    change_log::ChangeLogLimits,
     digest::Digest,
     id::{DataId, ReaderId, ReplicaId, Revision, SessionId, SlotId, route},
     shard::{HeartbeatAnswer, ShardConfig},
@@ -15,12 +16,19 @@ const SETTLE: u64 = 500 * MILLI;
 const REPLICA: ReplicaId = ReplicaId(1);
 
 fn node() -> Node {
-    Node::clustered(ShardConfig { settle: SETTLE, ..config(1) })
+    node_that_logs(ChangeLogLimits::default())
+}
+
+fn node_that_logs(change_log: ChangeLogLimits) -> Node {
+    Node::clustered(ShardConfig { settle: SETTLE, change_log, ..config(1) })
 }
 
 /// A leader that answers, with sessions 1 and 2, and a follower in step that both of them have a link to, too.
 fn pair(id: &DataId) -> (Node, Node) {
-    let (mut leader, mut follower) = (node(), node());
+    pair_of((node(), node()), id)
+}
+
+fn pair_of((mut leader, mut follower): (Node, Node), id: &DataId) -> (Node, Node) {
     leader.shard.lead(SLOT, 1, leader.now).expect("nothing is known of it");
     for session in 1..=2 {
         leader.open(session);
@@ -265,4 +273,41 @@ fn a_reader_from_beyond_the_fork_hears_what_has_not_changed_since() {
     node.shard.handle_interest(ReaderId(2), &id, held.revision).expect("it is led");
     let (_, pushes) = node.turn();
     assert_eq!(pushes[0].diff().unchanged().count(), 0, "it is in this history");
+}
+
+/// What its log does not reach any more, for so much was told to it meanwhile.
+#[test]
+fn a_reader_from_beyond_the_fork_hears_what_has_not_changed_however_much_has_been_told_since() {
+    let id = data_id("checkout");
+    let short = || node_that_logs(ChangeLogLimits { entries_max: 2, ..ChangeLogLimits::default() });
+    let (mut leader, mut node) = pair_of((short(), short()), &id);
+    leader.write_ok(2, &Frame::of(2).put(&id, 2, version(2, 1), 2, b"newer"));
+    leader.write_ok(1, &Frame::of(1).put(&id, 1, version(2, 1), 1, b"newer"));
+    let since = leader.subscribe(1, &id).revision;
+    let fork = held(&node.shard, SLOT).revision();
+    let unchanged = |node: &mut Node, epoch| -> Vec<u64> {
+        node.shard.handle_interest(ReaderId(2), &id, since).expect("it is led");
+        [1, 2].into_iter().for_each(|session| _ = beat(node, session, route(SLOT, epoch)));
+        let (_, pushes) = node.turn();
+        let pushes: Vec<_> = pushes.iter().filter(|push| push.readers.contains(&ReaderId(2))).collect();
+        assert!(pushes.len() == 1 && pushes[0].diff().is_snapshot);
+        assert!(held(&node.shard, SLOT).log().floor() > fork, "it has forgotten what came first");
+        let mut unchanged: Vec<u64> = pushes[0].diff().unchanged().map(|register| register.0).collect();
+        unchanged.sort_unstable();
+        unchanged
+    };
+    node.shard.lead(SLOT, 2, node.now).expect("a larger epoch");
+    node.write_ok(1, &Frame::of(1).in_epoch(2).put(&id, 1, version(2, 1), 1, b"newer"));
+    for register in 3..8 {
+        node.write_ok(1, &Frame::of(1).in_epoch(2).put(&id, register, version(1, 1), 1, b"more"));
+    }
+    // One that returns as it was has changed nothing, and one that takes the place of another has.
+    let frame = Frame::of(2).in_epoch(2).remove(&id, 2, version(2, 1)).put(&id, 2, version(3, 1), 2, b"a");
+    node.write_ok(2, &frame);
+    assert_eq!(unchanged(&mut node, 2), [2]);
+    // What has changed between an earlier fork and the latest is not known any more: all that has not changed since may be older.
+    node.shard.lead(SLOT, 3, node.now).expect("a larger epoch");
+    node.shard.handle_uninterest(ReaderId(2), id.key());
+    node.write_ok(1, &Frame::of(1).in_epoch(3).put(&id, 7, version(2, 1), 1, b"again"));
+    assert_eq!(unchanged(&mut node, 3), [1, 2, 3, 4, 5, 6]);
 }
