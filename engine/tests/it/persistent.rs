@@ -190,6 +190,17 @@ fn whoever_names_it_with_a_version_that_is_not_smaller_removes_it() {
     assert_eq!(refusals(&same), [Some(Refusal::Superseded)], "one version has one content");
 }
 
+/// A put that another session still has under way comes after its removal, at a leader that never had it.
+#[test]
+fn a_removal_with_its_name_is_remembered_where_the_data_id_was_not_known() {
+    let (mut kept, id) = (start(MemoryDisk::default()), data_id("kept"));
+    assert!(write(&mut kept, &persistent().name(&id).remove(&id, 1, version(5, 0)))[0].is_ok());
+    let late = write(&mut kept, &persistent().name(&id).put(&id, 1, version(5, 0), 7, b"a"));
+    assert_eq!(refusals(&late), [Some(Refusal::Superseded)]);
+    let (lists, _) = recovered(&kept.memory, 1).expect("a good directory");
+    assert!(lists.values().all(|list| list.is_empty()));
+}
+
 #[test]
 fn the_class_of_a_registration_does_not_change() {
     let (mut kept, id) = (start(MemoryDisk::default()), data_id("kept"));

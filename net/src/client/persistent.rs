@@ -50,11 +50,10 @@ impl Persistents {
             owner: SessionId::NOBODY,
         };
         let mut entries = Vec::new();
+        // A removal, too: who has not heard of the data id can remember only of one that has a name that something was removed.
+        write_name(&mut entries, registration.datum, id.as_bytes());
         match record {
-            Some(record) => {
-                write_name(&mut entries, registration.datum, id.as_bytes());
-                write_put(&mut entries, &change, record);
-            }
+            Some(record) => write_put(&mut entries, &change, record),
             None => write_change(&mut entries, &change),
         }
         let pending = Pending { entries, version, is_sent: false, after: Nanos(0), told: false };

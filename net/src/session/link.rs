@@ -6,7 +6,7 @@ use std::{
 };
 
 use slotcast_engine::{
-    batch::{ChangeKind, write_name},
+    batch::{ChangeKind, Entry, write_name},
     digest::Digest,
     id::{DataId, DatumKey, Nanos, RegisterId, SessionId, SlotId, Version, route},
 };
@@ -392,7 +392,8 @@ impl Link {
         count
     }
 
-    /// Queues a change of a persistent registration.
+    /// Queues a change of a persistent registration. A removal always has its name before it, if that is known: a shard that has
+    /// forgotten it would not refuse the removal, but not remember it either, and a put that is late would undo it.
     pub(super) fn write_persistent(
         &mut self,
         (number, epoch): (u64, u32),
@@ -406,6 +407,9 @@ impl Link {
         if matches!(self.open, Writes::Ephemeral(_)) {
             self.close_write();
             self.open = Writes::Persistent(Vec::new());
+        }
+        if Entry::read(entry).is_ok_and(|entry| entry.change.kind == ChangeKind::Remove) {
+            self.forget_name(datum);
         }
         self.append(datum, id, entry);
         if let Writes::Persistent(open) = &mut self.open {

@@ -21,7 +21,7 @@ use crate::io::ring::ConnId;
 pub(super) struct Undecided {
     pub(super) datum: DatumKey,
     pub(super) register: RegisterId,
-    /// The name that a put needs.
+    /// The name that a put needs, and that a removal has if it is known.
     pub(super) id: Option<DataId>,
     pub(super) entry: Box<[u8]>,
     pub(super) conn: ConnId,

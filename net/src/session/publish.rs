@@ -173,7 +173,11 @@ impl Session {
     ) -> Result<(), Refusal> {
         let change = entry.change;
         let is_put = change.kind == ChangeKind::Put;
-        let id = if is_put { Some(self.check_put(client, entry, name)?) } else { None };
+        let id = if is_put {
+            Some(self.check_put(client, entry, name)?)
+        } else {
+            self.name_for_removal(change.datum, name)?
+        };
         if self.registrations.holds((change.datum, change.register)) {
             return Err(Refusal::DurabilityMismatch);
         }
@@ -187,6 +191,23 @@ impl Session {
             self.forward_persistent(number);
         }
         Ok(())
+    }
+
+    /// The name of a data id of which something persistent is removed: as the client says, or as it is known here. Without one
+    /// the leader takes the removal all the same, and remembers it only if it knows the data id.
+    fn name_for_removal(
+        &self,
+        datum: DatumKey,
+        name: Option<&Result<DataId, Refusal>>,
+    ) -> Result<Option<DataId>, Refusal> {
+        match name {
+            Some(Ok(id)) if id.key() == datum => return Ok(Some(id.clone())),
+            Some(Err(refusal)) => return Err(*refusal),
+            _ => {}
+        }
+        let published = self.published_names.get(&datum).map(|(id, _)| id);
+        let cached = || self.cache.get(self.cache.find(datum)?).map(|datum| &datum.id);
+        Ok(published.or_else(cached).cloned())
     }
 
     /// Sends an undecided write to its slot's leader, if there is one.

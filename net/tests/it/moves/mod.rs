@@ -424,7 +424,7 @@ fn the_writes_of_a_persistent_registration_never_overtake_each_other() {
     assert_eq!(puts(&told), [(6, 1)]);
     scene.acknowledge(2, sequence(&told), &[Ok(at(2, 1))]);
     let told = scene.take(2);
-    let Told::Write { sequence: next, changes } = &told[0] else { panic!("{told:?}") };
+    let Told::Write { sequence: next, changes, .. } = &told[0] else { panic!("{told:?}") };
     assert_eq!(changes[..], [(ChangeKind::Remove, RegisterId(6), 2)]);
     scene.acknowledge(2, *next, &[Ok(at(2, 2))]);
     let told = scene.take(2);
@@ -432,6 +432,26 @@ fn the_writes_of_a_persistent_registration_never_overtake_each_other() {
     scene.acknowledge(2, sequence(&told), &[Ok(at(2, 3))]);
     assert_eq!(scene.clients[publisher].acks, [(put, vec![Ok(at(2, 1))]), (removal, vec![Ok(at(2, 2))])]);
     assert_eq!(scene.clients[other].acks, [(beside, vec![Ok(at(1, 11))]), (again, vec![Ok(at(2, 3))])]);
+}
+
+/// A leader that has not heard of a data id, or has forgotten it, can remember only with its name that something was removed from
+/// it. Else a put that another session still has under way would undo the removal for ever.
+#[test]
+fn a_persistent_removal_always_comes_with_its_name() {
+    let (mut scene, id) = (Scene::settled(2), data_id(0, 0));
+    let publisher = scene.client(2);
+    for version in 1..3 {
+        scene.remove_persistent(publisher, &id, 6, version);
+        let told = scene.take(1);
+        assert!(matches!(told[..], [Told::Write { names: 1, .. }]), "{told:?}");
+        scene.acknowledge(1, sequence(&told), &[Ok(at(1, version))]);
+    }
+    // And so to the next leader.
+    scene.remove_persistent(publisher, &id, 6, 3);
+    scene.take(1);
+    scene.move_to(&[(0, 2, 2)]);
+    let told = scene.take(2);
+    assert!(told.iter().any(|told| matches!(told, Told::Write { names: 1, .. })), "{told:?}");
 }
 
 /// A client that comes to another session takes its registration over there, to have it removed, in one version. When a former

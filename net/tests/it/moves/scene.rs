@@ -42,7 +42,7 @@ const META: u16 = 100;
 /// What a data node was told.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Told {
-    Write { sequence: u64, changes: Vec<(ChangeKind, RegisterId, u64)> },
+    Write { sequence: u64, changes: Vec<(ChangeKind, RegisterId, u64)>, names: usize },
     Heartbeat { digest: Digest, routes: u64, table_epoch: u64 },
     Subscribe(Vec<(DatumKey, Revision)>),
     Unsubscribe(Vec<DatumKey>),
@@ -543,6 +543,7 @@ impl Scene {
 
     pub fn remove_persistent(&mut self, client: usize, id: &DataId, register: u64, version: u64) -> u64 {
         let mut entries = Vec::new();
+        write_name(&mut entries, id.key(), id.as_bytes());
         let remove = change(ChangeKind::Remove, id, register, version);
         write_change(&mut entries, &Change { durability: Durability::Persistent, ..remove });
         self.write(client, &entries)
@@ -637,10 +638,10 @@ impl DataNode {
             }
             Message::Write { sequence, entries } => {
                 let entries = Message::entries(entries).map(|entry| entry.unwrap().change);
-                let changes = entries
-                    .filter(|change| change.kind != ChangeKind::Name)
-                    .map(|change| (change.kind, change.register, change.version.number));
-                Told::Write { sequence: *sequence, changes: changes.collect() }
+                let (names, changes): (Vec<_>, Vec<_>) =
+                    entries.partition(|change| change.kind == ChangeKind::Name);
+                let changes = changes.iter().map(|it| (it.kind, it.register, it.version.number));
+                Told::Write { sequence: *sequence, changes: changes.collect(), names: names.len() }
             }
             Message::Heartbeat { digest, routes, table_epoch, .. } => {
                 Told::Heartbeat { digest: *digest, routes: *routes, table_epoch: *table_epoch }
