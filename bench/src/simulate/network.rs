@@ -9,7 +9,7 @@ mod sockets;
 mod streams;
 
 use std::{
-    cmp::Reverse,
+    cmp::Ordering,
     collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque},
     net::{IpAddr, Ipv4Addr, SocketAddr},
 };
@@ -28,7 +28,7 @@ pub const SECOND: u64 = 1000 * MS;
 const PORT: u16 = 7600;
 
 /// What is due at some time. Variants without explanation belong to the world.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[derive(Clone, Debug)]
 pub enum Task {
     /// The front of the pipe from this end arrives.
     Arrive(usize, usize),
@@ -59,6 +59,44 @@ pub enum Task {
     /// All faults end.
     Quiet,
 }
+
+/// Something that is due; the greatest is due next. What it is does not count.
+struct Due {
+    at: u64,
+    /// In which order it was planned.
+    sequence: u64,
+    task: Task,
+}
+
+impl Due {
+    #[inline]
+    fn rank(&self) -> u128 {
+        !(u128::from(self.at) << 64 | u128::from(self.sequence))
+    }
+}
+
+impl Ord for Due {
+    #[inline]
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.rank().cmp(&other.rank())
+    }
+}
+
+impl PartialOrd for Due {
+    #[inline]
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Due {
+    #[inline]
+    fn eq(&self, other: &Self) -> bool {
+        self.rank() == other.rank()
+    }
+}
+
+impl Eq for Due {}
 
 enum Item {
     Syn,
@@ -183,7 +221,7 @@ pub struct Network {
     pub now: u64,
     seed: u64,
     /// What is due: by time, then in the order in which it was planned.
-    queue: BinaryHeap<Reverse<(u64, u64, Task)>>,
+    queue: BinaryHeap<Due>,
     sequence: u64,
     /// All machines.
     pub hosts: Vec<Host>,
@@ -256,12 +294,12 @@ impl Network {
     /// Plans something.
     pub fn schedule(&mut self, at: u64, task: Task) {
         self.sequence += 1;
-        self.queue.push(Reverse((at.max(self.now), self.sequence, task)));
+        self.queue.push(Due { at: at.max(self.now), sequence: self.sequence, task });
     }
 
     /// Takes what is due next, and when it is.
     pub fn next_due(&mut self) -> Option<(u64, Task)> {
-        self.queue.pop().map(|Reverse((at, _, task))| (at, task))
+        self.queue.pop().map(|Due { at, task, .. }| (at, task))
     }
 
     /// Takes something that happened into the digest.
