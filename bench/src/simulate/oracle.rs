@@ -8,11 +8,12 @@
 //!    linked to a run of the data node knew of its earlier runs), whoever holds it; a leader epoch of a slot is opened by
 //!    one process only; a subscriber's revision never goes back within one subscription.
 //! 2. *Complete.* A subscriber's list at a revision holds everything that the leader's list held there, with that
-//!    content, or with a newer one that an earlier term listed and a young one has not heard of, be it newer only by its revision in
-//!    an epoch of which the young term knows nothing; nothing that was never published.
+//!    content, or with a newer one that an earlier term listed and a young one has not heard of, be it newer only by its revision
+//!    where the young term cannot tell, and only until it has heard of the owner; nothing that was never published.
 //! 3. *Nothing stale.* What it holds beyond that was listed when the term before ended; or the term is
-//!    young, and the session did not hear that it went in an earlier one, or the client brought it along from another
-//!    session: it is kept only because absence is not removal, until its owner is known to be complete.
+//!    young, and the session did not hear that it went in an earlier one; or the term is young, the client brought it along from
+//!    another session, and the leader has let go of it so long ago that its log does not say so any more: it is kept only because
+//!    absence is not removal, until its owner is known to be complete.
 //! 4. *No wrong removal.* A leader unlists a registration only if its client withdrew it, or if the owning session
 //!    saw that connection end and its grace (in a storm, or when the session itself closed it: its lease) is over, or if
 //!    the lease of the owning session has run out in running time of the data node; or if that session is the owner only as far

@@ -15,7 +15,7 @@ use slotcast_net::{
     data::{cluster::metrics::ClusterMetrics, metrics::DataMetrics},
     io::ring::Event,
     session::metrics::SessionMetrics,
-    wire::{Frame, header::FRAME_BYTES_MAX},
+    wire::{Frame, Message, header::FRAME_BYTES_MAX},
 };
 
 use super::{
@@ -50,6 +50,14 @@ pub struct Outcome {
     pub failure: Option<(Violation, String)>,
 }
 
+/// What a data node has read of a session's greeting.
+enum Greeting {
+    /// So much, and not all.
+    Read(Vec<u8>),
+    /// The whole: this session's.
+    Of(SessionId),
+}
+
 /// A run.
 pub struct World {
     pub(super) plan: Plan,
@@ -75,8 +83,8 @@ pub struct World {
     /// What the control plane shares.
     pub(super) store: SharedStore,
     /// Links over which a session has said something, and sessions that greet a data node in this turn.
-    /// What data nodes have read of the greetings of sessions, by connection; `None`: the whole.
-    greeted: BTreeMap<usize, Option<Vec<u8>>>,
+    /// What data nodes have read of the greetings of sessions, by connection.
+    greeted: BTreeMap<usize, Greeting>,
     greeting: Vec<SessionId>,
     /// The session whose turn it is has heard a data node or the control plane.
     has_heard_peer: bool,
@@ -283,28 +291,30 @@ impl World {
             },
             (Actor::Node(node), Inbound::Closed(_)) => self.oracle.node_saw_end(node.process, pair),
             (Actor::Node(node), Inbound::Received(bytes)) => {
-                if let Some(Actor::Session(id, _)) = &self.actors[peer] {
-                    let id = *id;
-                    if self.has_greeted(id, pair, bytes) {
-                        self.oracle.node_heard(node.process, id, pair);
-                    }
+                if peer_kind == Kind::Session
+                    && let Some(id) = self.greeted(pair, bytes)
+                {
+                    self.oracle.node_heard(node.process, id, pair);
                 }
             }
             _ => {}
         }
     }
 
-    /// Whether a data node has read the whole greeting of a session, with these bytes or before: who it is stands there, and
-    /// until then it is linked to nobody.
-    fn has_greeted(&mut self, id: SessionId, pair: usize, bytes: &[u8]) -> bool {
-        let Some(read) = self.greeted.entry(pair).or_insert_with(|| Some(Vec::new())) else { return true };
+    /// Which session a data node hears over a connection. That stands in its greeting, and until the whole of that is read, with these
+    /// bytes or before, it is linked to nobody.
+    fn greeted(&mut self, pair: usize, bytes: &[u8]) -> Option<SessionId> {
+        let greeting = self.greeted.entry(pair).or_insert_with(|| Greeting::Read(Vec::new()));
+        let read = match greeting {
+            Greeting::Of(id) => return Some(*id),
+            Greeting::Read(read) => read,
+        };
         read.extend_from_slice(bytes);
-        if matches!(Frame::read(read, FRAME_BYTES_MAX), Ok(None)) {
-            return false;
-        }
-        self.greeted.insert(pair, None);
-        self.greeting.push(id);
-        true
+        let frame = Frame::read(read, FRAME_BYTES_MAX).ok()??;
+        let Ok(Message::LinkHello { session, .. }) = Message::read(frame) else { return None };
+        *greeting = Greeting::Of(session);
+        self.greeting.push(session);
+        Some(session)
     }
 
     fn after_turn(&mut self, host: usize, actor: &mut Actor) {

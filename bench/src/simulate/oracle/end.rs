@@ -7,10 +7,18 @@ use slotcast_engine::id::RegisterId;
 use super::{Contents, Oracle, Reg, names};
 
 impl Oracle {
-    /// Whether it is known what has become of a registration. A slot that only a node could lead which lacks persistent
-    /// registrations has lost some.
+    /// Whether it is known what has become of a registration. What was acknowledged as persistent may be lost with a disk.
     fn is_sure(&self, reg: &Reg) -> bool {
-        !(reg.is_doubtful || reg.is_persistent() && self.is_unclean(reg.datum))
+        if reg.is_doubtful || !reg.is_persistent() {
+            return !reg.is_doubtful;
+        }
+        let told = if reg.wanted {
+            reg.acknowledged.map(|it| it.revision)
+        } else {
+            reg.removal.map(|it| it.revision)
+        };
+        let lost = |term| told.is_none_or(|told| self.may_be_lost(term, reg.datum, told));
+        !self.is_unclean(reg.datum) || !self.latest_term(reg.datum).is_some_and(lost)
     }
 
     /// Promise 13. `lists` are what the clients hold, `present` the clients that are there.

@@ -23,6 +23,10 @@ use crate::simulate::{
 /// Renewals of a lease come with heartbeats; other bytes may come later than the last of these.
 const HEARTBEAT_SLACK: u64 = SECOND;
 
+/// From when a leader has heard of a session until everybody who listens to it knows, at the most: a heartbeat, a question and a slow
+/// client.
+const WORD_MAX: u64 = 12 * SECOND;
+
 /// A registration in a list of a leader.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Held {
@@ -45,13 +49,15 @@ pub(super) struct Term {
     pub(super) ended: Option<u64>,
     /// Since when it answers readers.
     accepted_at: Option<u64>,
-    /// Sessions that have confirmed that what they hold is here.
-    pub(super) confirmed: Vec<SessionId>,
+    /// Sessions that have confirmed that what they hold is here, and since when.
+    pub(super) confirmed: BTreeMap<SessionId, u64>,
     /// The epoch it is in now.
     epoch: u32,
     /// The last revision of each earlier epoch that it goes on from.
     forks: Vec<Revision>,
     revision: Revision,
+    /// How far back its change log reaches.
+    floor: Revision,
     lists: BTreeMap<usize, List>,
     first_listed: BTreeMap<RegisterId, Revision>,
 }
@@ -62,13 +68,17 @@ impl Term {
         self.lists.get(&datum).cloned().unwrap_or_else(nothing)
     }
 
-    /// Whether a revision is of an epoch in its own history.
-    fn knows_epoch_of(&self, at: Revision) -> bool {
-        at.epoch() == self.epoch || self.forks.iter().any(|last| last.epoch() == at.epoch())
+    /// Whether it cannot tell what has changed since a reader at this revision left its history: of that epoch it knows nothing, or
+    /// the reader left before the epoch that it went on from, and its log does not reach back to there.
+    fn is_lost_on(&self, at: Revision) -> bool {
+        let Some(fork) = self.forks.iter().rev().find(|last| last.epoch() <= at.epoch()) else { return true };
+        let knows_epoch = at.epoch() == self.epoch || fork.epoch() == at.epoch();
+        let is_latest = self.forks.last() == Some(fork);
+        !knows_epoch || !self.has_been_at(at) && !is_latest && *fork < self.floor
     }
 
     /// Whether a revision is of its own history.
-    fn has_been_at(&self, at: Revision) -> bool {
+    pub(super) fn has_been_at(&self, at: Revision) -> bool {
         let last = self.forks.iter().find(|last| last.epoch() == at.epoch());
         at <= if at.epoch() == self.epoch { self.revision } else { last.copied().unwrap_or_default() }
     }
@@ -136,9 +146,12 @@ impl Oracle {
         }
         // Without a control plane the state says nothing; then everything is held to be told.
         let answers = self.shape == Shape::Single || shard.state(id) == SlotState::Accept;
+        self.terms[term].floor = slot.log().floor();
         let confirmed = &mut self.terms[term].confirmed;
-        confirmed.clear();
-        confirmed.extend(self.living.iter().filter(|session| shard.has_confirmed(id, **session)));
+        confirmed.retain(|session, _| self.living.contains(session) && shard.has_confirmed(id, *session));
+        for session in self.living.iter().filter(|session| shard.has_confirmed(id, **session)) {
+            confirmed.entry(*session).or_insert(self.now);
+        }
         let begins = answers && self.terms[term].accepted_at.is_none();
         if begins {
             self.terms[term].accepted_at = Some(self.now);
@@ -273,7 +286,8 @@ impl Oracle {
                 leases_from,
                 ended: None,
                 accepted_at: None,
-                confirmed: Vec::new(),
+                confirmed: BTreeMap::new(),
+                floor: Revision::ZERO,
                 epoch,
                 forks: Vec::new(),
                 revision: Revision::ZERO,
@@ -343,44 +357,53 @@ impl Oracle {
         self.before(datum, term).any(|earlier| self.terms[earlier].first_listed.contains_key(&register))
     }
 
-    /// Whether a term before `term` ever listed a registration with this content.
-    pub(super) fn was_listed_with(
+    /// Whether a term has listed a registration, and its log reaches back no more to where that went.
+    pub(super) fn has_forgotten(&self, datum: usize, term: usize, register: RegisterId) -> bool {
+        let here = self.listings(datum, register).filter(|(_, of, _)| *of == term);
+        here.map(|(at, ..)| at).max().is_some_and(|last| last < self.terms[term].floor)
+    }
+
+    /// Every list of any term that had a registration: at which revision, of which term, and as what.
+    fn listings(
         &self,
         datum: usize,
-        term: usize,
         register: RegisterId,
-        content: usize,
-    ) -> bool {
-        self.before(datum, term).any(|term| self.has_listed(datum, term, register, content))
+    ) -> impl Iterator<Item = (Revision, usize, &Held)> + Clone {
+        let all = self.history.range((datum, Revision::ZERO)..=(datum, Revision(u64::MAX)));
+        let all = all.flat_map(|((_, revision), lists)| lists.iter().map(move |list| (*revision, list)));
+        all.filter_map(move |(revision, (term, list))| Some((revision, *term, list.get(&register)?)))
     }
 
-    /// Whether a term ever listed a registration with this content.
-    pub(super) fn has_listed(&self, datum: usize, term: usize, register: RegisterId, content: usize) -> bool {
-        let lists = self.history.range((datum, Revision::ZERO)..=(datum, Revision(u64::MAX)));
-        let mut lists = lists.flat_map(|(_, lists)| lists).filter(|(of, _)| *of == term);
-        lists.any(|(_, list)| list.get(&register).is_some_and(|held| held.content == content))
+    /// Whether a term listed a registration with this content, or goes on from where another one did.
+    pub(super) fn has_known(&self, datum: usize, term: usize, register: RegisterId, content: usize) -> bool {
+        let known = |(at, of, _): &(Revision, usize, &Held)| *of == term || self.terms[term].has_been_at(*at);
+        self.listings(datum, register).filter(known).any(|(_, _, held)| held.content == content)
     }
 
-    /// Whether a term before `term`, in an epoch of which that knows nothing, listed a registration with `content` after another
-    /// one had listed it with `other` first.
-    pub(super) fn was_listed_apart(
+    /// Those that owned a registration with `content` in terms before `term`, if that may take it for newer than what it lists itself:
+    /// with larger content, or after another one had listed it with `other` first, where `term` cannot tell.
+    pub(super) fn owners_ahead(
         &self,
         datum: usize,
         term: usize,
         register: RegisterId,
         (content, other): (usize, usize),
-    ) -> bool {
+    ) -> BTreeSet<SessionId> {
         let terms: BTreeSet<usize> = self.before(datum, term).collect();
-        let all = self.history.range((datum, Revision::ZERO)..=(datum, Revision(u64::MAX)));
-        let all = all.flat_map(|((_, revision), lists)| lists.iter().map(move |list| (*revision, list)));
-        let listed = all
-            .filter(|(_, (of, _))| terms.contains(of))
-            .filter_map(|(revision, (_, list))| list.get(&register).map(|held| (revision, held.content)));
-        let first = listed.clone().find(|(_, held)| *held == other).map(|(revision, _)| revision);
-        let is_apart = |revision: &Revision| !self.terms[term].knows_epoch_of(*revision);
-        let mut apart =
-            listed.filter(|(_, held)| *held == content).map(|(revision, _)| revision).filter(is_apart);
-        first.is_some_and(|first| apart.any(|revision| revision > first))
+        let listed = self.listings(datum, register).filter(|(_, of, _)| terms.contains(of));
+        let first = listed.clone().find(|(_, _, held)| held.content == other).map(|(at, ..)| at);
+        let is_apart =
+            |at: Revision| self.terms[term].is_lost_on(at) && first.is_some_and(|first| at > first);
+        let ahead = listed.filter(|(at, _, held)| {
+            held.content == content && (content > other || content < other && is_apart(*at))
+        });
+        ahead.map(|(_, _, held)| held.owner).collect()
+    }
+
+    /// Whether everybody who listens to a leader has heard by now that it has all that a session holds. What is persistent no session
+    /// gives an account of.
+    pub(super) fn is_heard_of(&self, term: usize, owner: SessionId) -> bool {
+        self.terms[term].confirmed.get(&owner).is_some_and(|since| since + WORD_MAX <= self.now)
     }
 
     /// The revision at which a term first listed a registration.
@@ -396,11 +419,14 @@ impl Oracle {
         self.terms[*known].list(datum).get(&register).copied()
     }
 
+    /// The latest term of a data id's slot.
+    pub(super) fn latest_term(&self, datum: usize) -> Option<usize> {
+        self.terms_of.get(&self.datums[datum].key().slot(SLOTS))?.last().copied()
+    }
+
     /// What the latest leader of a data id lists.
     pub(super) fn latest_list(&self, datum: usize) -> List {
-        let slot = self.datums[datum].key().slot(SLOTS);
-        let latest = self.terms_of.get(&slot).and_then(|terms| terms.last());
-        latest.map_or_else(nothing, |term| self.terms[*term].list(datum))
+        self.latest_term(datum).map_or_else(nothing, |term| self.terms[term].list(datum))
     }
 
     fn leader_lists(
@@ -419,7 +445,7 @@ impl Oracle {
         for (register, held) in list.iter() {
             let was = before.get(register);
             if answers && (begins || was.is_none()) {
-                self.check_listed(term, datum, *register, held);
+                self.check_listed(term, datum, (*register, held), begins);
             }
             if was == Some(held) {
                 continue;
@@ -521,7 +547,13 @@ impl Oracle {
     }
 
     /// Promise 6, at a leader that answers readers.
-    fn check_listed(&mut self, term: usize, datum: usize, register: RegisterId, held: &Held) {
+    fn check_listed(
+        &mut self,
+        term: usize,
+        datum: usize,
+        (register, held): (RegisterId, &Held),
+        begins: bool,
+    ) {
         let Some(reg) = self.regs.get(&register) else { return };
         let Some(removal) = reg.removal else { return };
         let slot = self.datums[datum].key().slot(SLOTS);
@@ -533,11 +565,14 @@ impl Oracle {
         // Whoever had it removed, and has confirmed here since, does not hold it.
         let knows = self.shape == Shape::Cluster
             && removal.session == Some(held.owner)
-            && self.terms[term].confirmed.contains(&held.owner);
-        let may_know = reg.is_persistent() && !self.is_unclean(datum);
+            && self.terms[term].confirmed.contains_key(&held.owner);
+        let may_know = reg.is_persistent() && !self.may_be_lost(term, datum, removal.revision);
         // The leader that took it is lost with what nobody else had of it, and so is the session that it went through. Only a
-        // removal record, that session's word or the end of its lease removes.
-        let is_forgotten = !reg.is_persistent()
+        // removal record, that session's word or the end of its lease removes. Nobody is left to tell it to this leader: it has
+        // begun with it, as a session owned it that it has not heard of.
+        let is_forgotten = begins
+            && !reg.is_persistent()
+            && !self.terms[term].confirmed.contains_key(&held.owner)
             && !self.terms[term].has_been_at(removal.revision)
             && removal.session.is_some_and(|session| self.sessions[&session].died.is_some());
         if is_later && (is_forgotten || !knows && !may_know && self.has_stale_holder(reg.client)) {
@@ -552,7 +587,12 @@ impl Oracle {
         self.fail(Some(datum), text);
     }
 
-    /// Whether what was acknowledged as persistent may be lost with a disk.
+    /// Whether what was acknowledged as persistent at a revision may be lost with a disk at a leader: it may if a node has held the
+    /// slot that it must not have, and the leader does not go on from there.
+    pub(super) fn may_be_lost(&self, term: usize, datum: usize, told: Revision) -> bool {
+        self.is_unclean(datum) && !self.terms[term].has_been_at(told)
+    }
+
     pub(super) fn is_unclean(&self, datum: usize) -> bool {
         self.unclean.contains(&self.datums[datum].key().slot(SLOTS))
     }
@@ -563,9 +603,10 @@ impl Oracle {
             let Some(told) = reg.acknowledged.filter(|_| reg.is_persistent() && reg.wanted) else {
                 return false;
             };
-            let is_here = self.datums[reg.datum].key().slot(SLOTS) == slot && !self.unclean.contains(&slot);
+            let is_here = self.datums[reg.datum].key().slot(SLOTS) == slot;
+            let is_due = is_here && !self.may_be_lost(term, reg.datum, told.revision);
             let listed = self.terms[term].list(reg.datum).get(register).map(|held| held.content);
-            is_here && listed.is_none_or(|content| content < told.content)
+            is_due && listed.is_none_or(|content| content < told.content)
         });
         if let Some((register, reg)) = lost {
             let (datum, host) = (reg.datum, self.processes[self.terms[term].process].host);

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use slotcast_engine::{
     error::Refusal,
-    id::{DataId, RegisterId, Revision},
+    id::{DataId, RegisterId, Revision, SessionId},
 };
 use slotcast_net::client::Update;
 
@@ -166,12 +166,13 @@ impl Oracle {
                 let acknowledged = reg.acknowledged.filter(|it| it.content > *content);
                 let knows = self.shape == Shape::Cluster
                     && !reg.is_persistent()
-                    && acknowledged.is_some_and(|it| self.terms[term].confirmed.contains(&it.session));
-                let may_know = reg.is_persistent() && acknowledged.is_some() && !self.is_unclean(datum);
+                    && acknowledged.is_some_and(|it| self.terms[term].confirmed.contains_key(&it.session));
+                let may_know = reg.is_persistent()
+                    && acknowledged.is_some_and(|it| !self.may_be_lost(term, datum, it.revision));
                 // No session tells again what is persistent: when this leader has waited for everybody, its content counts.
                 let is_lost = reg.is_persistent()
                     && self.is_unclean(datum)
-                    && earlier.is_some_and(|earlier| !self.has_listed(datum, term, *register, *earlier));
+                    && earlier.is_some_and(|earlier| !self.has_known(datum, term, *register, *earlier));
                 let may_return = is_lost || place > place_before && self.has_stale_holder(reg.client);
                 if !knows && !may_know && may_return {
                     self.seen.stale_contents += 1;
@@ -226,8 +227,9 @@ impl Oracle {
     /// Whether a subscriber may be told a newer content than the leader has: a term before listed it, and this one has begun without
     /// it and is young. As absence is no removal (rule 6 of the invariants), an old content is no change: what a reader holds of
     /// an owner that has not confirmed stays until it confirms or its lease ends, and no push is older than the one before. Which of
-    /// two contents is newer the leader cannot tell where another has led an epoch of which it knows nothing, while it went on itself:
-    /// a reader from there keeps what it has, too, for late is better than wrong.
+    /// two contents is newer the leader cannot tell where another has led an epoch of which it knows nothing, while it went on itself,
+    /// nor to a reader from before the epoch that it went on from, once its log does not reach back to there: such a reader keeps what
+    /// it has, too, for late is better than wrong. When the leader has heard of the owner of both contents, its own counts.
     fn may_be_ahead(
         &self,
         datum: usize,
@@ -236,12 +238,12 @@ impl Oracle {
         held: &Held,
     ) -> bool {
         let is_young = self.terms[term].started + UNSETTLED_MAX > self.now;
-        let was_listed = if content > held.content {
-            self.was_listed_with(datum, term, register, content)
-        } else {
-            content < held.content && self.was_listed_apart(datum, term, register, (content, held.content))
-        };
-        is_young && was_listed
+        if content == held.content || !is_young {
+            return false;
+        }
+        let owners = self.owners_ahead(datum, term, register, (content, held.content));
+        let is_awaited = |owner: &SessionId| !self.is_heard_of(term, *owner);
+        !owners.is_empty() && (is_awaited(&held.owner) || owners.iter().any(is_awaited))
     }
 
     /// Promise 3.
@@ -251,7 +253,9 @@ impl Oracle {
             let is_young = self.terms[term].started + UNSETTLED_MAX > self.now;
             let brought =
                 self.views.get(&(client, datum)).is_some_and(|view| view.brought.contains(register));
-            let may_keep = is_young && (brought || self.was_listed(datum, term, *register));
+            // Of what has gone in this very term its leader tells whoever brings it along, as long as it remembers.
+            let is_untold = || brought && self.has_forgotten(datum, term, *register);
+            let may_keep = is_young && (self.was_listed(datum, term, *register) || is_untold());
             if !may_keep && self.carried(datum, term, *register).is_none() {
                 let text =
                     format!("client {client} at {revision} still has {}, unlisted before", short(*register));
@@ -271,8 +275,8 @@ impl Oracle {
         let started = self.terms[term].started;
         let reg = &self.regs[&register];
         if reg.is_persistent() && !self.is_withdrawn(register, &held) {
-            let is_told = reg.wanted && reg.acknowledged.is_some_and(|it| it.content >= held.content);
-            if is_told && !self.is_unclean(datum) {
+            let told = reg.acknowledged.filter(|it| reg.wanted && it.content >= held.content);
+            if told.is_some_and(|it| !self.may_be_lost(term, datum, it.revision)) {
                 let text = format!(
                     "client {client} at {revision} no longer has {}, which is persistent and was acknowledged",
                     short(register)
@@ -319,7 +323,8 @@ impl Oracle {
         self.seen.persistent_acknowledged += u64::from(reg.is_persistent());
         let known = self.history.get(&(datum, revision)).and_then(|known| known.last());
         if wanted {
-            reg.acknowledged = session.map(|session| Acknowledged { content: latest, session, attach });
+            let told = |session| Acknowledged { content: latest, session, attach, revision };
+            reg.acknowledged = session.map(told);
         } else {
             reg.removal = Some(Removal { revision, term: known.map(|(term, _)| *term), session });
             self.seen.removals_acknowledged += 1;

@@ -71,6 +71,7 @@ pub(super) struct Acknowledged {
     pub(super) session: SessionId,
     /// The count of the client's connection to that.
     pub(super) attach: u32,
+    pub(super) revision: Revision,
 }
 
 impl Oracle {
