@@ -194,8 +194,8 @@ fn chaos(args: &ChaosArgs) -> Result<ExitCode> {
     if may_cut && Network::inside().is_none() && Network::is_permitted() {
         return Network::enter();
     }
+    let (spec, load) = (args.spec(), args.load()?);
     let progress = Progress::new();
-    let spec = args.spec();
     if spec.scenario == chaos::Scenario::Random && spec.shape.metas == 1 {
         progress.say(
             "one process of the control plane, with a file: that another takes over, and that its etcd is away, is left out \
@@ -208,7 +208,7 @@ fn chaos(args: &ChaosArgs) -> Result<ExitCode> {
         progress
             .say("tc is not installed: that a process is cut off from everybody on one way only is left out");
     }
-    if let Some(load) = args.load() {
+    if let Some(load) = load {
         let workload = load.source.build(0..0)?;
         let result = chaos::loaded::run(&spec, &load, &workload, &progress);
         progress.finish();

@@ -2,6 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
+use anyhow::{Result, ensure};
 use clap::Args;
 use slotcast_net::data::storage::StorageKind;
 
@@ -115,14 +116,22 @@ impl ProbeArgs {
 
 impl ChaosArgs {
     /// The load, where it is that of a preset.
-    pub fn load(&self) -> Option<RunSpec> {
+    ///
+    /// # Errors
+    /// Rounds of a scenario that has none.
+    pub fn load(&self) -> Result<Option<RunSpec>> {
+        ensure!(
+            self.scenario != Scenario::Grow || self.rounds.is_none(),
+            "--rounds does not go with grow, which adds one data node and empties one: say --duration, the window of its load"
+        );
         let wishes = Wishes {
             clients: Some(self.clients.unwrap_or(PRESET_CLIENTS)),
             services: self.services,
             ..Wishes::default()
         };
         let preset = self.preset.or((self.scenario == Scenario::Grow).then_some(Preset::Headline));
-        let (shape, notes) = preset?.scaled(&wishes);
+        let Some(preset) = preset else { return Ok(None) };
+        let (shape, notes) = preset.scaled(&wishes);
         let window = self.duration.map_or(PRESET_WINDOW, Into::into);
         let source = Source::Synthetic(Synthetic {
             clients: shape.clients,
@@ -139,7 +148,7 @@ impl ChaosArgs {
             tag: 0,
             notes,
         });
-        Some(RunSpec {
+        Ok(Some(RunSpec {
             source,
             targets: Vec::new(),
             settings: self.set.clone(),
@@ -148,7 +157,7 @@ impl ChaosArgs {
             disturbance: Disturbance::default(),
             limit: None,
             drain: Duration::from_secs(15),
-        })
+        }))
     }
 
     /// The run with these settings.
@@ -184,5 +193,27 @@ fn storage(text: &str) -> Result<StorageKind, String> {
         "disk" => Ok(StorageKind::Disk),
         "tmpfs" => Ok(StorageKind::Tmpfs),
         _ => Err("none, disk or tmpfs".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        chaos: ChaosArgs,
+    }
+
+    #[test]
+    fn rounds_of_a_scenario_without_any_are_refused() {
+        let load = |line: &str| Line::try_parse_from(line.split(' ')).unwrap().chaos.load();
+        let refused = load("chaos --scenario grow --rounds 3").unwrap_err().to_string();
+        assert!(refused.contains("--rounds") && refused.contains("--duration"), "{refused}");
+        assert!(load("chaos --scenario grow --duration 5s").unwrap().is_some());
+        assert!(load("chaos --scenario move-slot --rounds 3").unwrap().is_none());
     }
 }
