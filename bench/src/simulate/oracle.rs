@@ -25,7 +25,8 @@
 //! 7. *Acknowledged means in effect.* The list at the revision of an acknowledgement holds, or lacks, what was
 //!    acknowledged. Nobody who does nothing wrong is refused.
 //! 8. *Answers are complete.* A leader that begins to answer before it has waited for `settle` lists everything that a session
-//!    which is linked to it holds and was acknowledged.
+//!    which is linked to it, and whose lease it has not ended, holds and was acknowledged. A data node that leads something ends
+//!    the lease of no session that it has heard of within a lease in its running time, whether it lists anything of it or not.
 //! 9. *Nothing twice.* A diff tells a subscriber nothing that it has: an equal publish, a new leader and a new session push
 //!    nothing again. No connection carries more than a bounded number of writes in a second, whatever breaks.
 //! 10. *Led again in time.* When a data node is lost and nothing else is wrong, others answer for its slots within
@@ -40,6 +41,7 @@
 //! Such cases are counted, and only accepted when there is such a session. Nor is a removal kept that only a leader and a
 //! session knew of which are both lost: the next leader lists the registration until that session's lease ends there.
 
+mod accept;
 mod connections;
 mod end;
 mod lists;

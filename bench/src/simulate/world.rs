@@ -82,9 +82,9 @@ pub struct World {
     pub(super) guises: BTreeMap<usize, Guise>,
     /// What the control plane shares.
     pub(super) store: SharedStore,
-    /// Links over which a session has said something, and sessions that greet a data node in this turn.
     /// What data nodes have read of the greetings of sessions, by connection.
     greeted: BTreeMap<usize, Greeting>,
+    /// Sessions that greet a data node in this turn.
     greeting: Vec<SessionId>,
     /// The session whose turn it is has heard a data node or the control plane.
     has_heard_peer: bool,
@@ -292,21 +292,25 @@ impl World {
             (Actor::Node(node), Inbound::Closed(_)) => self.oracle.node_saw_end(node.process, pair),
             (Actor::Node(node), Inbound::Received(bytes)) => {
                 if peer_kind == Kind::Session
-                    && let Some(id) = self.greeted(pair, bytes)
+                    && let Some((id, is_greeting)) = self.greeted(pair, bytes)
                 {
-                    self.oracle.node_heard(node.process, id, pair);
+                    if is_greeting {
+                        self.oracle.node_linked(node.process, id, pair);
+                    } else {
+                        self.oracle.node_heard(node.process, id, pair);
+                    }
                 }
             }
             _ => {}
         }
     }
 
-    /// Which session a data node hears over a connection. That stands in its greeting, and until the whole of that is read, with these
-    /// bytes or before, it is linked to nobody.
-    fn greeted(&mut self, pair: usize, bytes: &[u8]) -> Option<SessionId> {
+    /// Which session a data node hears over a connection, and whether with these bytes for the first time. That stands in its
+    /// greeting, and until the whole of that is read, with these bytes or before, it is linked to nobody.
+    fn greeted(&mut self, pair: usize, bytes: &[u8]) -> Option<(SessionId, bool)> {
         let greeting = self.greeted.entry(pair).or_insert_with(|| Greeting::Read(Vec::new()));
         let read = match greeting {
-            Greeting::Of(id) => return Some(*id),
+            Greeting::Of(id) => return Some((*id, false)),
             Greeting::Read(read) => read,
         };
         read.extend_from_slice(bytes);
@@ -314,7 +318,7 @@ impl World {
         let Ok(Message::LinkHello { session, .. }) = Message::read(frame) else { return None };
         *greeting = Greeting::Of(session);
         self.greeting.push(session);
-        Some(session)
+        Some((session, true))
     }
 
     fn after_turn(&mut self, host: usize, actor: &mut Actor) {

@@ -48,6 +48,15 @@ pub(super) struct Incarnation {
     pub(super) known_by: BTreeSet<usize>,
 }
 
+/// The end of a session's lease at a data node.
+#[derive(Clone, Copy)]
+pub(super) struct LeaseEnd {
+    /// When it was first seen.
+    pub(super) at: u64,
+    /// When the process had last heard of the session, in its running time. What that says later does not count.
+    pub(super) heard: u64,
+}
+
 /// A data node's process.
 pub(super) struct Process {
     pub(super) host: usize,
@@ -60,8 +69,8 @@ pub(super) struct Process {
     pub(super) heard: BTreeMap<SessionId, u64>,
     /// Sessions whose lease runs there.
     pub(super) alive: BTreeSet<SessionId>,
-    /// Sessions whose lease it has ended, and when it was first seen to have.
-    pub(super) refused: BTreeMap<SessionId, u64>,
+    /// Sessions whose lease it has ended.
+    pub(super) refused: BTreeMap<SessionId, LeaseEnd>,
     /// What it did with each slot, and where that was, after its last turn.
     pub(super) seats: BTreeMap<SlotId, (SlotState, Revision)>,
     /// The slot table that it goes by.
@@ -164,13 +173,20 @@ impl Oracle {
         }
     }
 
+    /// A data node has read a session's greeting: an earlier link of it counts no more.
+    pub fn node_linked(&mut self, process: usize, id: SessionId, pair: usize) {
+        self.processes[process].links.retain(|_, other| *other != id);
+        self.processes[process].links.insert(pair, id);
+        self.node_heard(process, id, pair);
+    }
+
     /// A data node has read bytes of a session.
     pub fn node_heard(&mut self, process: usize, id: SessionId, pair: usize) {
-        let at = self.now - self.processes[process].paused;
-        if !self.processes[process].refused.contains_key(&id) {
-            self.processes[process].heard.insert(id, at);
+        let at = self.running_time(process);
+        let Process { heard, links, .. } = &mut self.processes[process];
+        if links.get(&pair) == Some(&id) {
+            heard.insert(id, at);
         }
-        self.processes[process].links.insert(pair, id);
     }
 
     /// A data node has learnt that a connection has ended.
@@ -211,8 +227,18 @@ impl Oracle {
 
     /// How long a process has not heard of a session, in its running time; it counts from `start` if that is later.
     pub(super) fn silence(&self, process: usize, owner: SessionId, start: u64) -> u64 {
-        let heard = self.processes[process].heard.get(&owner).copied().unwrap_or(0);
+        let Process { heard, refused, .. } = &self.processes[process];
+        let ended = refused.get(&owner).map(|end| end.heard);
+        let heard = ended.or_else(|| heard.get(&owner).copied()).unwrap_or(0);
         self.running_time(process).saturating_sub(heard.max(start))
+    }
+
+    /// Whether a process refuses a session for ever, though its link may still be there to tell it so: it has ended the lease, or has
+    /// run for as long before it heard of the session, which was linked to an earlier process.
+    pub(super) fn refuses(&self, process: usize, session: SessionId) -> bool {
+        let Process { started, alive, refused, .. } = &self.processes[process];
+        let is_late = self.running_time(process) + SLACK >= *started + LEASE;
+        !alive.contains(&session) && (refused.contains_key(&session) || is_late)
     }
 
     /// Whether a session has seen the end of the connection that this came over, or of one that it was told over again

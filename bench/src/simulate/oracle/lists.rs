@@ -13,15 +13,16 @@ use slotcast_engine::{
 };
 use slotcast_net::data::node::Node;
 
-use super::{Oracle, SECOND, SLACK, names, nothing, short};
+use super::{
+    Oracle, SECOND, SLACK,
+    connections::{LeaseEnd, Process},
+    names, nothing, short,
+};
 use crate::simulate::{
     hosts::{LEASE, SLOTS},
     plan::Shape,
     trace::{label, ms},
 };
-
-/// Renewals of a lease come with heartbeats; other bytes may come later than the last of these.
-const HEARTBEAT_SLACK: u64 = SECOND;
 
 /// From when a leader has heard of a session until everybody who listens to it knows, at the most: a heartbeat, a question and a slow
 /// client.
@@ -64,7 +65,7 @@ pub(super) struct Term {
 
 impl Term {
     /// The list of a data id as it was last.
-    fn list(&self, datum: usize) -> List {
+    pub(super) fn list(&self, datum: usize) -> List {
         self.lists.get(&datum).cloned().unwrap_or_else(nothing)
     }
 
@@ -90,22 +91,22 @@ impl Oracle {
         self.processes[process].turned_at = self.now;
         self.node_table(process, node);
         let shard = node.shard();
-        let alive = &mut self.processes[process].alive;
-        let mut lost = Vec::new();
+        let Process { alive, seats, .. } = &self.processes[process];
+        let leads = seats.values().any(|(state, _)| state.is_led()) && shard.led().next().is_some();
+        let (mut begun, mut lost) = (Vec::new(), Vec::new());
         for session in self.sessions.keys() {
             match (alive.contains(session), shard.is_alive(*session)) {
-                (false, true) => {
-                    alive.insert(*session);
-                }
-                (true, false) => {
-                    alive.remove(session);
-                    lost.push(*session);
-                }
+                (false, true) => begun.push(*session),
+                (true, false) => lost.push(*session),
                 _ => {}
             }
         }
+        for session in begun {
+            self.lease_begins(process, session);
+        }
         for session in lost {
-            self.lease_ended(process, session);
+            self.processes[process].alive.remove(&session);
+            self.lease_ended(process, session, leads);
         }
         let mut held: [Option<&Slot>; SLOTS as usize] = [None; SLOTS as usize];
         for slot in shard.slots() {
@@ -272,12 +273,12 @@ impl Oracle {
     }
 
     /// The term of a process that leads a slot in an epoch now.
-    fn term(&mut self, slot: SlotId, process: usize, epoch: u32) -> usize {
+    pub(super) fn term(&mut self, slot: SlotId, process: usize, epoch: u32) -> usize {
         let running = self.running_term(slot, process);
         let term = running.unwrap_or(self.terms.len());
         if running.is_none() {
             let (started, leases_from) = match self.shape {
-                Shape::Single => (self.processes[process].started, 0),
+                Shape::Single => (self.processes[process].started, self.processes[process].started),
                 Shape::Cluster => (self.now, self.running_time(process)),
             };
             self.terms.push(Term {
@@ -463,16 +464,30 @@ impl Oracle {
         self.terms[term].lists.insert(datum, list);
     }
 
+    /// The lease of a session runs at a data node. If it ran there before, it had only been forgotten.
+    pub(super) fn lease_begins(&mut self, process: usize, session: SessionId) {
+        self.processes[process].alive.insert(session);
+        self.processes[process].refused.remove(&session);
+    }
+
     /// A data node has ended the lease of a session. What that says to it from then on does not count: it is refused. Of one that it
-    /// has never heard of, it may only after it has led slots for as long.
-    fn lease_ended(&mut self, process: usize, session: SessionId) {
-        let has_led = || {
-            let terms = self.terms.iter().filter(|term| term.process == process);
-            let from = terms.map(|term| term.leases_from).min();
-            from.is_some_and(|from| self.running_time(process) + HEARTBEAT_SLACK >= from + LEASE)
-        };
-        if self.processes[process].heard.contains_key(&session) || has_led() {
-            self.processes[process].refused.entry(session).or_insert(self.now);
+    /// has never heard of, it may only after it has led slots for as long. Whoever led nothing has forgotten it, which it may at
+    /// any time.
+    pub(super) fn lease_ended(&mut self, process: usize, session: SessionId, leads: bool) {
+        let terms = self.terms.iter().filter(|term| term.process == process);
+        let first_led = terms.map(|term| term.leases_from).min();
+        let heard = self.processes[process].heard.get(&session).copied();
+        let Some(from) = heard.or(first_led) else { return };
+        let silent = self.running_time(process).saturating_sub(from);
+        let is_over = silent + SLACK >= LEASE;
+        if heard.is_some() || is_over {
+            let end = LeaseEnd { at: self.now, heard: heard.unwrap_or(0) };
+            self.processes[process].refused.entry(session).or_insert(end);
+        }
+        if leads && heard.is_some() && !is_over {
+            let (host, silent) = (self.processes[process].host, ms(silent));
+            let text = format!("host {host} ends the lease of session {}, heard of {silent} ago", session.0);
+            self.fail(None, text);
         }
     }
 
@@ -513,9 +528,9 @@ impl Oracle {
         } else {
             let Term { process, started, leases_from, .. } = self.terms[term];
             // Whose lease it ended while it led other slots has none that could begin anew.
-            let ended = self.processes[process].refused.get(&held.owner).is_some_and(|at| *at < started);
+            let ended = self.processes[process].refused.get(&held.owner).is_some_and(|end| end.at < started);
             let silent = self.silence(process, held.owner, if ended { 0 } else { leases_from });
-            if silent + HEARTBEAT_SLACK < LEASE {
+            if silent + SLACK < LEASE {
                 let text = format!(
                     "the leader unlists {what} of session {} (attach count {}), which it heard of {} ago: {}",
                     held.owner.0,
@@ -595,66 +610,5 @@ impl Oracle {
 
     pub(super) fn is_unclean(&self, datum: usize) -> bool {
         self.unclean.contains(&self.datums[datum].key().slot(SLOTS))
-    }
-
-    /// Promise 7, for what is persistent: a leader that answers readers has everything that was acknowledged.
-    fn check_durable(&mut self, term: usize, slot: SlotId) {
-        let lost = self.regs.iter().find(|(register, reg)| {
-            let Some(told) = reg.acknowledged.filter(|_| reg.is_persistent() && reg.wanted) else {
-                return false;
-            };
-            let is_here = self.datums[reg.datum].key().slot(SLOTS) == slot;
-            let is_due = is_here && !self.may_be_lost(term, reg.datum, told.revision);
-            let listed = self.terms[term].list(reg.datum).get(register).map(|held| held.content);
-            is_due && listed.is_none_or(|content| content < told.content)
-        });
-        if let Some((register, reg)) = lost {
-            let (datum, host) = (reg.datum, self.processes[self.terms[term].process].host);
-            let text = format!(
-                "host {host} begins to answer and lacks {}, which is persistent and was acknowledged",
-                short(*register)
-            );
-            self.fail(Some(datum), text);
-        }
-    }
-
-    /// Promise 8: a leader that begins to answer before `settle` has passed has heard of every session that is linked to it.
-    fn check_accept(&mut self, term: usize, slot: SlotId) {
-        let Term { process, started, .. } = self.terms[term];
-        let early = self.now < started + self.settle;
-        self.seen.accepts_confirmed += u64::from(early);
-        self.seen.accepts_late += u64::from(!early);
-        if !early {
-            return;
-        }
-        let linked: BTreeSet<SessionId> = self.processes[process].links.values().copied().collect();
-        let mut missing = None;
-        for (register, reg) in &self.regs {
-            let Some(acknowledged) = &reg.acknowledged else { continue };
-            // No session holds what is persistent.
-            let is_held = reg.wanted && !reg.is_persistent();
-            let is_here = self.datums[reg.datum].key().slot(SLOTS) == slot && is_held;
-            let latest = self.attach_counts.get(&reg.client).copied().unwrap_or(0);
-            // What went over an earlier connection is the session's no longer, or not again yet.
-            let attachment = self.attachment(reg.client, latest).filter(|_| acknowledged.attach == latest);
-            let holds = attachment.is_some_and(|it| it.ended.is_none());
-            if !is_here || !holds || !linked.contains(&acknowledged.session) {
-                continue;
-            }
-            let listed = self.terms[term].list(reg.datum).get(register).map(|held| held.content);
-            if listed.is_none_or(|content| content < acknowledged.content) {
-                missing = Some((reg.datum, *register, acknowledged.session));
-            }
-        }
-        if let Some((datum, register, session)) = missing {
-            let host = self.processes[process].host;
-            let text = format!(
-                "host {host} begins to answer {} after it led, and lacks {} of session {}, which is linked to it",
-                ms(self.now - started),
-                short(register),
-                session.0
-            );
-            self.fail(Some(datum), text);
-        }
     }
 }
