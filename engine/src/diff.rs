@@ -298,7 +298,7 @@ fn whole(slot: &Slot, datum: DatumKey, since: Revision) -> Answer<'_> {
     if since == Revision::ZERO || since > answer.to {
         return answer;
     }
-    Answer { removes: slot.removed_of(datum), ..answer }
+    Answer { removes: slot.removed_of(datum, since), ..answer }
 }
 
 fn split_column(bytes: &[u8], count: usize) -> Option<(&[u8], &[u8])> {

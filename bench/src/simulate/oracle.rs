@@ -12,8 +12,9 @@
 //!    where the young term cannot tell, and only until it has heard of the owner; nothing that was never published.
 //! 3. *Nothing stale.* What it holds beyond that was listed when the term before ended; or the term is
 //!    young, and the session did not hear that it went in an earlier one; or the term is young, the client brought it along from
-//!    another session, and the leader has let go of it so long ago that its log does not say so any more: it is kept only because
-//!    absence is not removal, until its owner is known to be complete.
+//!    another session, and the leader has let go of it so long ago that its log does not say so any more, or is not asked, where
+//!    there is no control plane and so no revision that is known to be of its history: it is kept only because absence is not
+//!    removal, until its owner is known to be complete.
 //! 4. *No wrong removal.* A leader unlists a registration only if its client withdrew it, or if the owning session
 //!    saw that connection end and its grace (in a storm, or when the session itself closed it: its lease) is over, or if
 //!    the lease of the owning session has run out in running time of the data node; or if that session is the owner only as far

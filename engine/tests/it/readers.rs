@@ -3,7 +3,7 @@
 use slotcast_engine::{
     change_log::ChangeLogLimits,
     diff,
-    id::{ReaderId, Revision},
+    id::{ReaderId, RegisterId, Revision},
     limits::BATCH_CHANGES_MAX,
     shard::ShardConfig,
 };
@@ -241,6 +241,35 @@ fn a_change_of_one_in_a_long_list_is_told_as_one() {
     let answer = diff::collect(node.slot_of(&id), id.key(), held.revision);
     assert!(answer.is_snapshot);
     assert_eq!(answer.puts.len(), 10);
+}
+
+#[test]
+fn a_removal_in_the_log_is_named_though_its_tombstone_is_gone_and_the_log_begins_after_the_reader() {
+    let log = ChangeLogLimits { entries_max: 4, age_max: u64::MAX };
+    let mut node = Node::new(ShardConfig { change_log: log, ..config(1) });
+    (1..=2).for_each(|session| node.open(session));
+    node.outlive_a_lease(1..=2);
+    let id = data_id("checkout");
+    let put = |register: u64| Frame::of(1).name(&id).put(&id, register, version(1, 1), 10, b"a");
+    (1..4).for_each(|register| _ = node.write_ok(1, &put(register)));
+    let held = node.subscribe(2, &id);
+    (4..8).for_each(|register| _ = node.write_ok(1, &put(register)));
+    node.write_ok(1, &Frame::of(1).remove(&id, 2, version(2, 1)));
+    for _ in 0..2 {
+        let marks: Vec<u64> = (1..=2).map(|session| node.heartbeat(session, 0)).collect();
+        (1..=2).for_each(|session| _ = node.heartbeat(session, marks[session as usize - 1]));
+        node.tick_after(MILLI);
+    }
+    let slot = node.slot_of(&id);
+    assert_eq!(slot.counts().tombstones, 0, "everybody has confirmed the removal");
+    assert!(held.revision < slot.log().floor());
+    let answer = diff::collect(slot, id.key(), held.revision);
+    assert!(answer.is_snapshot);
+    assert_eq!(answer.removes, [RegisterId(2)]);
+    assert!(
+        diff::collect(slot, id.key(), Revision::ZERO).removes.is_empty(),
+        "nothing is known of that reader"
+    );
 }
 
 #[test]

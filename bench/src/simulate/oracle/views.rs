@@ -253,8 +253,10 @@ impl Oracle {
             let is_young = self.terms[term].started + UNSETTLED_MAX > self.now;
             let brought =
                 self.views.get(&(client, datum)).is_some_and(|view| view.brought.contains(register));
-            // Of what has gone in this very term its leader tells whoever brings it along, as long as it remembers.
-            let is_untold = || brought && self.has_forgotten(datum, term, *register);
+            // Of what has gone in this very term its leader tells whoever brings it along, as long as it remembers. Where there is
+            // no control plane it is not asked: nobody knows whether a claim is of the history of its run.
+            let may_ask = self.shape == Shape::Cluster;
+            let is_untold = || brought && (!may_ask || self.has_forgotten(datum, term, *register));
             let may_keep = is_young && (self.was_listed(datum, term, *register) || is_untold());
             if !may_keep && self.carried(datum, term, *register).is_none() {
                 let text =
