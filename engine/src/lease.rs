@@ -94,9 +94,10 @@ impl Leases {
 
     /// Instead of [`Leases::tick`] where nothing is led: no lease ends, for nobody's registrations are decided on here, and a
     /// session that is cut off from this node alone is alive for all others. Those with a link go on with a whole lease; those
-    /// without one are forgotten when they are overdue.
+    /// without one are forgotten when they are overdue. What is not forgotten may end later, when something is led, so a gap
+    /// counts for nobody here, either.
     pub fn rest(&mut self, now: Nanos, is_linked: impl Fn(SessionId) -> bool) {
-        self.last_tick = Some(now);
+        self.take_gap(now);
         self.held_back = 0;
         let whole = now.after(self.duration);
         self.leases.retain(|session, lease| {
@@ -110,15 +111,7 @@ impl Leases {
 
     /// Ends the leases that have run out and returns their sessions.
     pub fn tick(&mut self, now: Nanos) -> Vec<SessionId> {
-        let gap = self.last_tick.map_or(0, |last| now.since(last));
-        self.last_tick = Some(now);
-        if gap > TICK_GAP_MAX {
-            // What was renewed after the gap has not lived through it.
-            let whole = now.after(self.duration);
-            for lease in self.leases.values_mut() {
-                lease.expires = lease.expires.after(gap).min(whole);
-            }
-        }
+        self.take_gap(now);
         let overdue: Vec<SessionId> =
             self.leases.iter().filter(|(_, lease)| lease.expires <= now).map(|(id, _)| *id).collect();
         self.held_back = 0;
@@ -134,6 +127,18 @@ impl Leases {
             self.end(*session);
         }
         overdue
+    }
+
+    /// Extends every lease by the time since the last tick, if that is a gap.
+    fn take_gap(&mut self, now: Nanos) {
+        let gap = self.last_tick.replace(now).map_or(0, |last| now.since(last));
+        if gap > TICK_GAP_MAX {
+            // What was renewed after the gap has not lived through it.
+            let whole = now.after(self.duration);
+            for lease in self.leases.values_mut() {
+                lease.expires = lease.expires.after(gap).min(whole);
+            }
+        }
     }
 
     /// Sessions that would expire about now and that no newer one stands for.
@@ -244,6 +249,19 @@ mod tests {
             assert!(leases.tick(at(second)).is_empty());
         }
         assert_eq!(leases.tick(at(129)), [SessionId(0)]);
+    }
+
+    #[test]
+    fn a_pause_where_nothing_was_led_extends_what_ends_when_something_is() {
+        let mut leases = leases(1);
+        leases.rest(at(5), |_| true);
+        leases.rest(at(6), |_| false);
+        leases.rest(at(26), |_| false);
+        assert!(leases.tick(at(27)).is_empty());
+        for second in 28..55 {
+            assert!(leases.tick(at(second)).is_empty(), "at {second} s it has run {} s", second - 25);
+        }
+        assert_eq!(leases.tick(at(55)), [SessionId(0)]);
     }
 
     #[test]
