@@ -8,8 +8,9 @@
 //!    linked to a run of the data node knew of its earlier runs), whoever holds it; a leader epoch of a slot is opened by
 //!    one process only; a subscriber's revision never goes back within one subscription.
 //! 2. *Complete.* A subscriber's list at a revision holds everything that the leader's list held there, with that
-//!    content, or with a newer one that an earlier term listed and a young one has not heard of, be it newer only by its revision
-//!    where the young term cannot tell, and only until it has heard of the owner; nothing that was never published.
+//!    content, or with a newer one that an earlier term listed and a young one has not heard of, or, be it newer or not, with what the
+//!    subscriber's session held where it left the history of a young term that cannot tell what has changed since, and only until the
+//!    term has heard of the owner; nothing that was never published.
 //! 3. *Nothing stale.* What it holds beyond that was listed when the term before ended; or the term is
 //!    young, and the session did not hear that it went in an earlier one; or the term is young, the client brought it along from
 //!    another session, and the leader has let go of it so long ago that its log does not say so any more, or is not asked, where
@@ -44,6 +45,7 @@
 
 mod accept;
 mod connections;
+mod contents;
 mod end;
 mod lists;
 mod tables;

@@ -26,7 +26,7 @@ use crate::simulate::{
 
 /// From when a leader has heard of a session until everybody who listens to it knows, at the most: a heartbeat, a question and a slow
 /// client.
-const WORD_MAX: u64 = 12 * SECOND;
+pub(super) const WORD_MAX: u64 = 12 * SECOND;
 
 /// A registration in a list of a leader.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -53,12 +53,12 @@ pub(super) struct Term {
     /// Sessions that have confirmed that what they hold is here, and since when.
     pub(super) confirmed: BTreeMap<SessionId, u64>,
     /// The epoch it is in now.
-    epoch: u32,
+    pub(super) epoch: u32,
     /// The last revision of each earlier epoch that it goes on from.
-    forks: Vec<Revision>,
-    revision: Revision,
+    pub(super) forks: Vec<Revision>,
+    pub(super) revision: Revision,
     /// How far back its change log reaches.
-    floor: Revision,
+    pub(super) floor: Revision,
     lists: BTreeMap<usize, List>,
     first_listed: BTreeMap<RegisterId, Revision>,
 }
@@ -71,7 +71,7 @@ impl Term {
 
     /// Whether it cannot tell what has changed since a reader at this revision left its history: of that epoch it knows nothing, or
     /// the reader left before the epoch that it went on from, and its log does not reach back to there.
-    fn is_lost_on(&self, at: Revision) -> bool {
+    pub(super) fn is_lost_on(&self, at: Revision) -> bool {
         let Some(fork) = self.forks.iter().rev().find(|last| last.epoch() <= at.epoch()) else { return true };
         let knows_epoch = at.epoch() == self.epoch || fork.epoch() == at.epoch();
         let is_latest = self.forks.last() == Some(fork);
@@ -319,7 +319,7 @@ impl Oracle {
     }
 
     /// Terms of a slot before `term`, the latest first.
-    fn before(&self, datum: usize, term: usize) -> impl Iterator<Item = usize> {
+    pub(super) fn before(&self, datum: usize, term: usize) -> impl Iterator<Item = usize> {
         let slot = self.datums[datum].key().slot(SLOTS);
         let terms = self.terms_of.get(&slot).map(Vec::as_slice).unwrap_or_default();
         let at = terms.iter().position(|other| *other == term).unwrap_or(terms.len());
@@ -365,7 +365,7 @@ impl Oracle {
     }
 
     /// Every list of any term that had a registration: at which revision, of which term, and as what.
-    fn listings(
+    pub(super) fn listings(
         &self,
         datum: usize,
         register: RegisterId,
@@ -379,26 +379,6 @@ impl Oracle {
     pub(super) fn has_known(&self, datum: usize, term: usize, register: RegisterId, content: usize) -> bool {
         let known = |(at, of, _): &(Revision, usize, &Held)| *of == term || self.terms[term].has_been_at(*at);
         self.listings(datum, register).filter(known).any(|(_, _, held)| held.content == content)
-    }
-
-    /// Those that owned a registration with `content` in terms before `term`, if that may take it for newer than what it lists itself:
-    /// with larger content, or after another one had listed it with `other` first, where `term` cannot tell.
-    pub(super) fn owners_ahead(
-        &self,
-        datum: usize,
-        term: usize,
-        register: RegisterId,
-        (content, other): (usize, usize),
-    ) -> BTreeSet<SessionId> {
-        let terms: BTreeSet<usize> = self.before(datum, term).collect();
-        let listed = self.listings(datum, register).filter(|(_, of, _)| terms.contains(of));
-        let first = listed.clone().find(|(_, _, held)| held.content == other).map(|(at, ..)| at);
-        let is_apart =
-            |at: Revision| self.terms[term].is_lost_on(at) && first.is_some_and(|first| at > first);
-        let ahead = listed.filter(|(at, _, held)| {
-            held.content == content && (content > other || content < other && is_apart(*at))
-        });
-        ahead.map(|(_, _, held)| held.owner).collect()
     }
 
     /// Whether everybody who listens to a leader has heard by now that it has all that a session holds. What is persistent no session

@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use slotcast_engine::{
     error::Refusal,
-    id::{DataId, RegisterId, Revision, SessionId},
+    id::{DataId, RegisterId, Revision},
 };
 use slotcast_net::client::Update;
 
 use super::{
-    Held, LEASE, List, Oracle, SECOND, SLACK, UNSETTLED_MAX, names, short,
+    LEASE, List, Oracle, SECOND, SLACK, UNSETTLED_MAX, names, short,
     wants::{Acknowledged, Removal},
 };
 use crate::simulate::{
@@ -213,7 +213,7 @@ impl Oracle {
         for (register, held) in truth.iter() {
             let text = match list.get(register) {
                 None => "lacks",
-                Some(content) if self.may_be_ahead(datum, term, (*register, *content), held) => {
+                Some(content) if self.may_be_kept((client, datum), term, (*register, *content), held) => {
                     self.seen.kept_contents += 1;
                     continue;
                 }
@@ -222,28 +222,6 @@ impl Oracle {
             };
             self.fail(Some(datum), format!("client {client} at {revision} {text} {}", short(*register)));
         }
-    }
-
-    /// Whether a subscriber may be told a newer content than the leader has: a term before listed it, and this one has begun without
-    /// it and is young. As absence is no removal (rule 6 of the invariants), an old content is no change: what a reader holds of
-    /// an owner that has not confirmed stays until it confirms or its lease ends, and no push is older than the one before. Which of
-    /// two contents is newer the leader cannot tell where another has led an epoch of which it knows nothing, while it went on itself,
-    /// nor to a reader from before the epoch that it went on from, once its log does not reach back to there: such a reader keeps what
-    /// it has, too, for late is better than wrong. When the leader has heard of the owner of both contents, its own counts.
-    fn may_be_ahead(
-        &self,
-        datum: usize,
-        term: usize,
-        (register, content): (RegisterId, usize),
-        held: &Held,
-    ) -> bool {
-        let is_young = self.terms[term].started + UNSETTLED_MAX > self.now;
-        if content == held.content || !is_young {
-            return false;
-        }
-        let owners = self.owners_ahead(datum, term, register, (content, held.content));
-        let is_awaited = |owner: &SessionId| !self.is_heard_of(term, *owner);
-        !owners.is_empty() && (is_awaited(&held.owner) || owners.iter().any(is_awaited))
     }
 
     /// Promise 3.
