@@ -4,7 +4,10 @@ use std::collections::BTreeSet;
 
 use slotcast_engine::id::{RegisterId, Revision, SessionId};
 
-use super::{Oracle, UNSETTLED_MAX, lists::Held};
+use super::{
+    Oracle, UNSETTLED_MAX,
+    lists::{Held, List},
+};
 
 impl Oracle {
     /// Whether a subscriber may be told another content than the leader has: a term before listed it, and this one has begun without
@@ -22,11 +25,11 @@ impl Oracle {
         held: &Held,
     ) -> bool {
         let is_young = self.terms[term].started + UNSETTLED_MAX > self.now;
-        let is_undecided = || {
-            self.is_undecided((client, datum), term, (register, content))
-                && !self.owners_before(datum, term, (register, held.content)).is_empty()
-        };
-        if content == held.content || !is_young || content < held.content && !is_undecided() {
+        let is_older = content < held.content;
+        if content == held.content
+            || !is_young
+            || is_older && !self.may_be_older((client, datum), term, (register, content), held)
+        {
             return false;
         }
         let owners = self.owners_before(datum, term, (register, content));
@@ -34,26 +37,55 @@ impl Oracle {
         !owners.is_empty() && (is_awaited(&held.owner) || owners.iter().any(is_awaited))
     }
 
-    /// Whether the subscriber's session stood where this content was listed when it went on to a later leader, and `term` cannot tell
-    /// what has changed since a reader from there left its history.
-    fn is_undecided(
+    /// Whether the subscriber's session may hold an older content than the leader has: it stood where that was listed when it went on
+    /// to this leader, who cannot tell what has changed since a reader from there left its history, and had the other content
+    /// before it led; or the session went on to another leader from there, who could not tell, or had an older one still, and
+    /// from that to this one before it heard of the owners there.
+    fn may_be_older(
         &self,
         (client, datum): (usize, usize),
         term: usize,
         (register, content): (RegisterId, usize),
+        held: &Held,
     ) -> bool {
         let told = self.session_of(client).and_then(|(session, _)| self.told.get(&session));
         let left = told.map_or(&[][..], |told| told.left(datum));
-        let is_lost = |at: &&Revision| self.terms[term].is_lost_on(**at);
-        left.iter().filter(is_lost).any(|at| self.was_listed_at(datum, *at, (register, content)))
+        let mut is_kept = false;
+        for (index, (_, at)) in left.iter().enumerate() {
+            let had = is_kept || self.listed_at(datum, *at, register).any(|held| held.content == content);
+            let Some((until, next)) = left.get(index + 1) else {
+                let is_lost = self.terms[term].is_lost_on(*at);
+                let was_known = || !self.owners_before(datum, term, (register, held.content)).is_empty();
+                return is_kept || had && is_lost && was_known();
+            };
+            let Some(between) = self.term_of(datum, *next) else { continue };
+            let of_it = self.listings(datum, register).filter(|(_, of, _)| *of == between);
+            let is_apart = || {
+                let it = &self.terms[between];
+                it.is_lost_on(*at)
+                    || !it.has_been_at(*at) && of_it.clone().any(|(.., held)| held.content < content)
+            };
+            let mut owners = self.owners_before(datum, between, (register, content));
+            owners.extend(of_it.clone().map(|(.., held)| held.owner));
+            let is_awaited = |owner: &SessionId| !self.was_heard_of(between, *owner, *until);
+            is_kept = (is_kept || had && is_apart()) && owners.iter().any(is_awaited);
+        }
+        false
     }
 
-    /// Whether the list of a revision had a registration with this content.
-    fn was_listed_at(&self, datum: usize, at: Revision, (register, content): (RegisterId, usize)) -> bool {
-        let epoch = (datum, Revision::open(at.epoch()))..=(datum, at);
-        let lists = self.history.range(epoch).next_back().map(|(_, lists)| lists);
-        let has = |held: Option<&Held>| held.is_some_and(|held| held.content == content);
-        lists.is_some_and(|lists| lists.iter().any(|(_, list)| has(list.get(&register))))
+    /// What was listed of a registration at a revision.
+    fn listed_at(&self, datum: usize, at: Revision, register: RegisterId) -> impl Iterator<Item = &Held> {
+        self.lists_at(datum, at).iter().filter_map(move |(_, list)| list.get(&register))
+    }
+
+    /// The term that a revision is of.
+    fn term_of(&self, datum: usize, at: Revision) -> Option<usize> {
+        self.lists_at(datum, at).last().map(|(term, _)| *term)
+    }
+
+    fn lists_at(&self, datum: usize, at: Revision) -> &[(usize, List)] {
+        let of_epoch = (datum, Revision::open(at.epoch()))..=(datum, at);
+        self.history.range(of_epoch).next_back().map_or(&[], |(_, lists)| lists)
     }
 
     /// Those that owned a registration with this content in terms before `term`.
@@ -119,7 +151,8 @@ mod tests {
     }
 
     fn left(oracle: &mut Oracle, from: Revision) {
-        oracle.told.entry(READERS).or_default().goes_on(DATUM, from);
+        let now = oracle.now;
+        oracle.told.entry(READERS).or_default().goes_on(DATUM, now, from);
     }
 
     fn keeps(oracle: &Oracle, term: usize, content: usize) -> bool {
@@ -169,5 +202,41 @@ mod tests {
         assert!(keeps(&oracle, term, 0));
         oracle.now = WORD_MAX;
         assert!(!keeps(&oracle, term, 0));
+    }
+
+    /// A fourth leader begins with nothing, and hears of content 2.
+    fn lost_again(oracle: &mut Oracle) -> usize {
+        let slot = oracle.datums[DATUM].key().slot(SLOTS);
+        let process = oracle.node_started(4);
+        let term = oracle.term(slot, process, 4);
+        let list = Rc::new(BTreeMap::from([(REGISTER, held(2))]));
+        oracle.history.insert((DATUM, at(4, 1)), vec![(term, list)]);
+        oracle.terms[term].revision = at(4, 1);
+        term
+    }
+
+    #[test]
+    fn what_is_kept_when_the_leader_is_lost_is_kept_for_the_next() {
+        let (mut oracle, _) = copy_of_a_successor();
+        let term = lost_again(&mut oracle);
+        let keeps = |oracle: &Oracle| oracle.may_be_kept((CLIENT, DATUM), term, (REGISTER, 0), &held(2));
+        left(&mut oracle, at(1, 5));
+        assert!(!keeps(&oracle), "from there it went on to the fourth, who had nothing to compare it with");
+        left(&mut oracle, at(3, 0));
+        assert!(keeps(&oracle));
+        oracle.terms[term].confirmed.insert(OWNERS, 0);
+        oracle.now = WORD_MAX;
+        assert!(!keeps(&oracle), "by now it has heard of the owner");
+    }
+
+    #[test]
+    fn what_was_decided_with_the_leader_before_is_not_kept() {
+        let (mut oracle, third) = copy_of_a_successor();
+        let term = lost_again(&mut oracle);
+        oracle.terms[third].confirmed.insert(OWNERS, 0);
+        left(&mut oracle, at(1, 5));
+        oracle.now = WORD_MAX;
+        left(&mut oracle, at(3, 0));
+        assert!(!oracle.may_be_kept((CLIENT, DATUM), term, (REGISTER, 0), &held(2)));
     }
 }

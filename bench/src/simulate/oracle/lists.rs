@@ -384,7 +384,12 @@ impl Oracle {
     /// Whether everybody who listens to a leader has heard by now that it has all that a session holds. What is persistent no session
     /// gives an account of.
     pub(super) fn is_heard_of(&self, term: usize, owner: SessionId) -> bool {
-        self.terms[term].confirmed.get(&owner).is_some_and(|since| since + WORD_MAX <= self.now)
+        self.was_heard_of(term, owner, self.now)
+    }
+
+    /// The same at some time.
+    pub(super) fn was_heard_of(&self, term: usize, owner: SessionId, at: u64) -> bool {
+        self.terms[term].confirmed.get(&owner).is_some_and(|since| since + WORD_MAX <= at)
     }
 
     /// The revision at which a term first listed a registration.

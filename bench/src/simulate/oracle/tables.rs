@@ -11,20 +11,20 @@ pub(super) struct Told {
     table: u64,
     /// By data id: the leader epoch of its slot, and the revision of the list.
     held: Vec<Option<(u32, Revision)>>,
-    /// By data id: where it stood each time when it went on to a later leader epoch. From there it asked that leader.
-    left: Vec<Vec<Revision>>,
+    /// By data id: when it went on to a later leader epoch, and where it stood before. From there it asked that leader.
+    left: Vec<Vec<(u64, Revision)>>,
 }
 
 impl Told {
-    pub(super) fn left(&self, datum: usize) -> &[Revision] {
+    pub(super) fn left(&self, datum: usize) -> &[(u64, Revision)] {
         self.left.get(datum).map_or(&[], Vec::as_slice)
     }
 
-    pub(super) fn goes_on(&mut self, datum: usize, from: Revision) {
+    pub(super) fn goes_on(&mut self, datum: usize, at: u64, from: Revision) {
         if self.left.len() <= datum {
             self.left.resize(datum + 1, Vec::new());
         }
-        self.left[datum].push(from);
+        self.left[datum].push((at, from));
     }
 }
 
@@ -47,7 +47,7 @@ impl Oracle {
             let before = std::mem::replace(&mut told.held[datum], now);
             let (Some((epoch, was)), Some((_, revision))) = (before, now) else { continue };
             if was > Revision::ZERO && revision.epoch() > was.epoch() {
-                told.goes_on(datum, was);
+                told.goes_on(datum, self.now, was);
             }
             if revision != was && revision > Revision::ZERO && revision.epoch() < epoch {
                 let text = format!(
