@@ -1,6 +1,6 @@
 //! The receiving process without its sockets: the links that want everything, and the one that writes.
 
-use std::{collections::VecDeque, net::SocketAddr};
+use std::{collections::VecDeque, hint::black_box, net::SocketAddr};
 
 use anyhow::Result;
 use clap::ValueEnum;
@@ -36,6 +36,8 @@ const ITEMS: usize = 250;
 const ASKED_MAX: u64 = 32_768;
 const LOOK_EVERY: u64 = 100 * MILLISECOND;
 const ERRORS_MAX: usize = 10;
+/// A diff of one registration has at least so many bytes.
+const DIFF_BYTES_MIN: usize = 128;
 /// Where a diff frame has the key of its data id and its revisions.
 const DATUM_AT: usize = 16;
 /// See [`DATUM_AT`].
@@ -252,6 +254,7 @@ impl<'w> Core<'w> {
         let link = self.link_of(conn);
         self.received_since_clock += bytes.len() as u64;
         self.count(Counter::Received, bytes.len() as u64);
+        self.warm(link, bytes.len() / DIFF_BYTES_MIN);
         let mut stream = std::mem::take(&mut self.ends[link as usize].stream);
         let fed = stream.feed(bytes, |frame| self.frame(link, frame, clock));
         self.ends[link as usize].stream = stream;
@@ -260,6 +263,15 @@ impl<'w> Core<'w> {
             self.error(format!("link {link}: the stream is garbled"));
             self.actions.push_back(Action::Close(link));
         }
+    }
+
+    /// Looks at what a link holds of the services that its next frames are expected to be about, so that the processor waits
+    /// for the memory of all of them at once and not of one after the other.
+    fn warm(&self, link: u32, frames_max: usize) {
+        let row = link as usize * self.workload.services().len();
+        let Some(&expected) = self.expected.get(link as usize) else { return };
+        let services = self.reel.services_from(expected).take(frames_max);
+        black_box(services.fold(0, |all, service| all ^ self.held[row + service as usize].state));
     }
 
     fn frame(&mut self, link: u32, frame: &[u8], clock: &impl Clock) {

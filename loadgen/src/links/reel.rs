@@ -75,6 +75,12 @@ impl Reel {
         (self.bytes[at..at + known.len] == *frame).then_some(known)
     }
 
+    /// The services of the frames from `number` on, as far as they are here.
+    pub fn services_from(&self, number: u64) -> impl Iterator<Item = u32> {
+        let kept = self.next.saturating_sub(FRAMES as u64);
+        (number.max(kept)..self.next).map(|number| self.frames[number as usize % FRAMES].service)
+    }
+
     /// The frame numbered `number`, which was returned by [`Reel::same`] or [`Reel::add`] not long ago.
     pub fn get(&mut self, number: u64) -> &mut Known {
         &mut self.frames[number as usize % FRAMES]
