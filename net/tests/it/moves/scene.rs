@@ -1,12 +1,10 @@
 //! A session core between a control plane, data nodes and clients that do and say what a test wants, message by message.
 
-use std::{
-    collections::{BTreeMap, VecDeque},
-    io,
-    net::{IpAddr, SocketAddr},
-    sync::Arc,
-    time::Duration,
-};
+mod data_node;
+mod fake_client;
+mod wire;
+
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 
 use prometheus_client::registry::Registry;
 use slotcast_engine::{
@@ -14,13 +12,13 @@ use slotcast_engine::{
     diff,
     digest::Digest,
     error::Refusal,
-    id::{ClientId, DataId, DatumKey, Nanos, RegisterId, Revision, SessionId, SlotId, Version},
+    id::{ClientId, DataId, Nanos, RegisterId, Revision, SessionId, SlotId, Version},
     record::{Encoder, Instance, Record},
 };
 use slotcast_net::{
     follow::MetaLinkConfig,
     io::{
-        ring::{CloseReason, ConnId, Event, SendOutcome, SharedFrame, Sockets},
+        ring::{CloseReason, ConnId, Event},
         role::Role,
     },
     session::{Session, SessionConfig, metrics::SessionMetrics},
@@ -33,115 +31,17 @@ use slotcast_net::{
     },
 };
 
+use self::fake_client::FakeClient;
+pub use self::{
+    data_node::{DataNode, Told, kinds},
+    wire::Wire,
+};
+
 pub const SLOTS: u32 = 4;
 pub const MS: u64 = 1_000_000;
 /// The session under test.
 pub const OWN: SessionId = SessionId(77);
 const META: u16 = 100;
-
-/// What a data node was told.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Told {
-    Write { sequence: u64, changes: Vec<(ChangeKind, RegisterId, u64)>, names: usize },
-    Heartbeat { digest: Digest, routes: u64, table_epoch: u64 },
-    Subscribe(Vec<(DatumKey, Revision)>),
-    Unsubscribe(Vec<DatumKey>),
-    DigestRequest(SlotId),
-    Holds(DatumKey, Vec<RegisterId>),
-    Ping(u64),
-}
-
-/// The kinds of what was told, for tests of the order.
-pub fn kinds(told: &[Told]) -> Vec<&'static str> {
-    let kind = |told: &Told| match told {
-        Told::Write { .. } => "write",
-        Told::Heartbeat { .. } => "heartbeat",
-        Told::Subscribe(_) => "subscribe",
-        Told::Unsubscribe(_) => "unsubscribe",
-        Told::DigestRequest(_) => "digests",
-        Told::Holds(..) => "holds",
-        Told::Ping(_) => "ping",
-    };
-    told.iter().map(kind).collect()
-}
-
-/// Sockets on which nothing is lost and nothing is late.
-#[derive(Default)]
-pub struct Wire {
-    next: usize,
-    pub connects: VecDeque<(ConnId, SocketAddr)>,
-    pub sent: BTreeMap<ConnId, Vec<u8>>,
-    pub closed: Vec<ConnId>,
-}
-
-impl Wire {
-    fn conn(&mut self) -> ConnId {
-        self.next += 1;
-        ConnId::from_parts(self.next, 1)
-    }
-}
-
-impl Sockets for Wire {
-    fn listen(&mut self, addr: SocketAddr) -> io::Result<SocketAddr> {
-        Ok(addr)
-    }
-
-    fn connect(&mut self, target: SocketAddr, _source: Option<IpAddr>) -> io::Result<ConnId> {
-        let conn = self.conn();
-        self.connects.push_back((conn, target));
-        Ok(conn)
-    }
-
-    fn send(&mut self, conn: ConnId, parts: &[&[u8]]) -> SendOutcome {
-        parts.iter().for_each(|part| self.sent.entry(conn).or_default().extend_from_slice(part));
-        SendOutcome::Queued
-    }
-
-    fn send_shared(&mut self, conn: ConnId, frame: &SharedFrame) -> SendOutcome {
-        self.send(conn, &[frame])
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn close(&mut self, conn: ConnId, _reset: bool) {
-        self.closed.push(conn);
-    }
-
-    fn poll(&mut self, _on_event: &mut dyn FnMut(Event<'_>)) -> io::Result<usize> {
-        Ok(0)
-    }
-
-    fn wait(&mut self, _timeout: Duration) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-/// One shard's end of its link.
-pub struct DataNode {
-    pub conn: ConnId,
-    decoder: Decoder,
-    greeted: bool,
-    pub told: Vec<Told>,
-    mark: u64,
-    mute: bool,
-    last_sequence: u64,
-}
-
-/// A client's end, and what it holds by what it was told.
-pub struct FakeClient {
-    conn: ConnId,
-    id: ClientId,
-    decoder: Decoder,
-    sequence: u64,
-    pub acks: Vec<(u64, Vec<Result<Revision, Refusal>>)>,
-    pub lists: BTreeMap<DatumKey, (Revision, BTreeMap<RegisterId, Vec<u8>>)>,
-    /// Frames with lists or changes of them.
-    pub pushes: usize,
-    pub refused: Vec<(DatumKey, u16)>,
-    encoder: Encoder,
-}
 
 /// What is said in the answer to a heartbeat.
 #[derive(Clone, Default)]
@@ -597,99 +497,5 @@ fn change(kind: ChangeKind, id: &DataId, register: u64, version: u64) -> Change 
         version: Version { number: version, attach: 1 },
         epoch: 0,
         owner: SessionId(0),
-    }
-}
-
-impl DataNode {
-    /// Notes what is said; answers what has only one answer.
-    fn hear(&mut self, bytes: &[u8]) -> Vec<u8> {
-        let mut answer = Vec::new();
-        let mut decoder = std::mem::take(&mut self.decoder);
-        let heard = decoder.feed(bytes, FRAME_BYTES_MAX, |frame| {
-            let message = Message::read(frame)?;
-            if let Some(told) = self.note(&message, &mut answer) {
-                self.told.push(told);
-            }
-            Ok::<_, FrameError>(())
-        });
-        heard.unwrap();
-        self.decoder = decoder;
-        answer
-    }
-
-    fn note(&mut self, message: &Message<'_>, answer: &mut Vec<u8>) -> Option<Told> {
-        Some(match message {
-            Message::LinkHello { session, epoch_seen, .. } => {
-                assert_eq!((*session, *epoch_seen), (OWN, 0), "the table alone opens epochs");
-                self.greeted = true;
-                if self.mute {
-                    return None;
-                }
-                let welcome = Message::LinkWelcome {
-                    run: 5,
-                    last_sequence: self.last_sequence,
-                    epoch: 1,
-                    shard: 0,
-                    shards: 1,
-                    slot_count: SLOTS,
-                };
-                welcome.write(answer);
-                return None;
-            }
-            Message::Write { sequence, entries } => {
-                let entries = Message::entries(entries).map(|entry| entry.unwrap().change);
-                let (names, changes): (Vec<_>, Vec<_>) =
-                    entries.partition(|change| change.kind == ChangeKind::Name);
-                let changes = changes.iter().map(|it| (it.kind, it.register, it.version.number));
-                Told::Write { sequence: *sequence, changes: changes.collect(), names: names.len() }
-            }
-            Message::Heartbeat { digest, routes, table_epoch, .. } => {
-                Told::Heartbeat { digest: *digest, routes: *routes, table_epoch: *table_epoch }
-            }
-            Message::Subscribe(items) => {
-                Told::Subscribe(items.iter().map(|item| (item.id.key(), item.since)).collect())
-            }
-            Message::Unsubscribe(keys) => Told::Unsubscribe(keys.clone()),
-            Message::DigestRequest(slot) => Told::DigestRequest(*slot),
-            Message::Holds { datum, registers } => Told::Holds(*datum, registers.clone()),
-            Message::Ping(question) => {
-                Message::Pong(*question).write(answer);
-                Told::Ping(*question)
-            }
-            other => panic!("a data node was told {other:?}"),
-        })
-    }
-}
-
-impl FakeClient {
-    fn hear(&mut self, bytes: &[u8]) {
-        let mut decoder = std::mem::take(&mut self.decoder);
-        let heard = decoder.feed(bytes, FRAME_BYTES_MAX, |frame| {
-            match Message::read(frame)? {
-                Message::WriteAck { sequence, outcomes } => {
-                    assert!(self.acks.iter().all(|(of, _)| *of != sequence), "acknowledged twice");
-                    self.acks.push((sequence, outcomes.iter().collect()));
-                }
-                Message::SubscribeRefused { datum, code } => self.refused.push((datum, code)),
-                Message::Diff(diff) => {
-                    let (revision, records) = self.lists.entry(diff.datum).or_default();
-                    assert!(diff.to >= *revision, "an older list");
-                    assert!(diff.is_snapshot || diff.from <= *revision, "a gap");
-                    if diff.is_snapshot {
-                        records.clear();
-                    }
-                    diff.removes().for_each(|register| drop(records.remove(&register)));
-                    for record in diff.puts() {
-                        records.insert(record.register(), record.bytes().to_vec());
-                    }
-                    *revision = diff.to;
-                    self.pushes += 1;
-                }
-                _ => {}
-            }
-            Ok::<_, FrameError>(())
-        });
-        heard.unwrap();
-        self.decoder = decoder;
     }
 }
