@@ -5,6 +5,8 @@
 //! sessions (and at least two) would expire together, none does, because then the fault is more likely here. Together means
 //! within a sixth of the lease, for heartbeats that stop at one moment do so at different points of their intervals. A
 //! session that first came after they fell silent accounts for one of them: restarted processes are new incarnations.
+//!
+//! Who is held back for good is gone for good, or cut off from here, and only people can tell which: they may have these leases end.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -22,6 +24,17 @@ struct Lease {
     opened: Nanos,
     renewed: Nanos,
     expires: Nanos,
+    /// Not only granted: the session has been heard here.
+    is_heard: bool,
+}
+
+/// A session whose overdue lease is kept.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct HeldBack {
+    /// The session.
+    pub session: SessionId,
+    /// Since when it has not been heard; `None`: it was never heard here, but has published something that was found here.
+    pub silent_since: Option<Nanos>,
 }
 
 /// The leases of all sessions that hold registrations or links here.
@@ -32,6 +45,8 @@ pub struct Leases {
     ended_order: VecDeque<SessionId>,
     last_tick: Option<Nanos>,
     held_back: usize,
+    /// Of these somebody knows that they are gone.
+    released: BTreeSet<SessionId>,
 }
 
 impl Leases {
@@ -44,6 +59,7 @@ impl Leases {
             ended_order: VecDeque::new(),
             last_tick: None,
             held_back: 0,
+            released: BTreeSet::new(),
         }
     }
 
@@ -53,8 +69,9 @@ impl Leases {
             return Err(Refusal::SessionEnded);
         }
         let expires = now.after(self.duration);
-        let lease = self.leases.entry(session).or_insert(Lease { opened: now, renewed: now, expires });
-        (lease.renewed, lease.expires) = (now, expires);
+        let heard = Lease { opened: now, renewed: now, expires, is_heard: true };
+        let lease = self.leases.entry(session).or_insert(heard);
+        (lease.renewed, lease.expires, lease.is_heard) = (now, expires, true);
         Ok(())
     }
 
@@ -67,8 +84,8 @@ impl Leases {
         }
         let expires = now.after(self.duration);
         let silent = Nanos(now.0.saturating_sub(self.duration));
-        let lease = self.leases.entry(session).or_insert(Lease { opened: silent, renewed: silent, expires });
-        lease.expires = expires;
+        let found = Lease { opened: silent, renewed: silent, expires, is_heard: false };
+        self.leases.entry(session).or_insert(found).expires = expires;
         Ok(())
     }
 
@@ -87,6 +104,23 @@ impl Leases {
         self.held_back
     }
 
+    /// The sessions that were overdue at the last tick, but kept.
+    pub fn list_held_back(&self) -> impl Iterator<Item = HeldBack> {
+        let last = self.last_tick.filter(|_| self.held_back > 0);
+        let overdue = self.leases.iter().filter(move |(_, lease)| last.is_some_and(|at| lease.expires <= at));
+        overdue.map(|(session, lease)| HeldBack {
+            session: *session,
+            silent_since: lease.is_heard.then_some(lease.renewed),
+        })
+    }
+
+    /// The leases that are held back now end with the next tick, except of those who are heard before: somebody knows that these
+    /// sessions are gone. Returns how many.
+    pub fn release(&mut self) -> usize {
+        self.released = self.list_held_back().map(|it| it.session).collect();
+        self.released.len()
+    }
+
     /// The time since the last tick counts, however long it is: only for a fault that is planted.
     pub(crate) fn overlook_gap(&mut self, now: Nanos) {
         self.last_tick = Some(now);
@@ -99,6 +133,7 @@ impl Leases {
     pub fn rest(&mut self, now: Nanos, is_linked: impl Fn(SessionId) -> bool) {
         self.take_gap(now);
         self.held_back = 0;
+        self.released.clear();
         let whole = now.after(self.duration);
         self.leases.retain(|session, lease| {
             let is_linked = is_linked(*session);
@@ -112,16 +147,18 @@ impl Leases {
     /// Ends the leases that have run out and returns their sessions.
     pub fn tick(&mut self, now: Nanos) -> Vec<SessionId> {
         self.take_gap(now);
-        let overdue: Vec<SessionId> =
+        let mut overdue: Vec<SessionId> =
             self.leases.iter().filter(|(_, lease)| lease.expires <= now).map(|(id, _)| *id).collect();
+        let released = std::mem::take(&mut self.released);
         self.held_back = 0;
         if overdue.is_empty() {
             return overdue;
         }
         let missing = self.missing(now);
         if missing >= 2 && missing * 3 > self.leases.len() {
-            self.held_back = overdue.len();
-            return Vec::new();
+            let all = overdue.len();
+            overdue.retain(|session| released.contains(session));
+            self.held_back = all - overdue.len();
         }
         for session in &overdue {
             self.end(*session);
@@ -286,6 +323,27 @@ mod tests {
             assert!(leases.tick(Nanos(step * tenth)).is_empty(), "half of the sessions are silent");
         }
         assert_eq!(leases.held_back(), 10);
+    }
+
+    #[test]
+    fn who_is_held_back_ends_when_somebody_knows_that_they_are_gone() {
+        let mut leases = leases(6);
+        assert_eq!(leases.release(), 0, "nobody is held back");
+        (1..=20).for_each(|second| assert!(leases.tick(at(second)).is_empty()));
+        leases.grant(SessionId(6), at(20)).unwrap();
+        (3..6).for_each(|session| leases.renew(SessionId(session), at(20)).unwrap());
+        (21..=30).for_each(|second| assert!(leases.tick(at(second)).is_empty()));
+        let held_back = |session, silent_since| HeldBack { session: SessionId(session), silent_since };
+        let expected = [0, 1, 2].map(|session| held_back(session, Some(at(0))));
+        assert_eq!(leases.list_held_back().collect::<Vec<_>>(), expected);
+        assert_eq!(leases.release(), 3);
+        leases.renew(SessionId(2), at(31)).unwrap();
+        assert_eq!(leases.tick(at(31)), [SessionId(0), SessionId(1)], "one was heard before");
+        assert_eq!(leases.renew(SessionId(0), at(31)), Err(Refusal::SessionEnded));
+        // Later ones are for somebody to decide anew.
+        (32..=50).for_each(|second| assert!(leases.tick(at(second)).is_empty()));
+        assert_eq!(leases.held_back(), 4);
+        assert_eq!(leases.list_held_back().last(), Some(held_back(6, None)));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use crate::{
     faults::{Fault, Faults},
     id::{DatumKey, Nanos, ReaderId, RegisterId, Revision, SessionId, SlotId},
     interest::Interests,
-    lease::{Leases, TICK_GAP_MAX},
+    lease::{HeldBack, Leases, TICK_GAP_MAX},
     limits::BATCH_CHANGES_MAX,
     memory::Memory,
     record::Record,
@@ -275,6 +275,21 @@ impl Shard {
     /// Interests, readers that are behind, and sessions whose overdue leases are kept.
     pub fn reader_counts(&self) -> (usize, usize, usize) {
         (self.interests.len(), self.interests.behind(), self.leases.held_back())
+    }
+
+    /// The sessions whose overdue leases are kept because too many ended together.
+    pub fn leases_held_back(&self) -> impl Iterator<Item = HeldBack> {
+        self.leases.list_held_back()
+    }
+
+    /// Lets them end with the next tick (see [`Leases::release`]). Returns how many.
+    pub fn release_leases(&mut self) -> usize {
+        self.leases.release()
+    }
+
+    /// Sessions whose leases run.
+    pub fn sessions(&self) -> usize {
+        self.leases.alive().count()
     }
 
     /// Data ids that a reader is interested in.

@@ -13,8 +13,8 @@ use serde::de::DeserializeOwned;
 use slotcast_engine::{memory::Memory, top::LIMIT_MAX};
 
 use crate::{
-    admin::control::{COMPACTION, Changes, MEMORY, PUSH, Problem, TOP},
-    data::status::{CompactionReport, MemoryReport},
+    admin::control::{COMPACTION, Changes, LEASES, MEMORY, PUSH, Problem, TOP},
+    data::status::{CompactionReport, LeaseReport, MemoryReport},
     output::print,
     session::push_stop::PushReport,
     top::{TopReport, What},
@@ -48,6 +48,12 @@ enum Command {
     },
     /// Memory of a data node by kind
     Memory,
+    /// Leases of a data node's sessions, and which of them are held back because too many ended together
+    Leases {
+        /// Have those that are held back end: their sessions are known to be gone. What they have published is removed
+        #[arg(long)]
+        end_held_back: bool,
+    },
     /// Nodes and slots, as the control plane sees them
     Status,
     /// Empty a data node, so that its process can be ended, or use it again
@@ -100,6 +106,10 @@ impl Ctl {
     pub fn run(&self) -> anyhow::Result<String> {
         match &self.command {
             Command::Memory => self.tell(&self.ask("GET", MEMORY, None)?, memory),
+            Command::Leases { end_held_back: false } => self.tell(&self.ask("GET", LEASES, None)?, leases),
+            Command::Leases { end_held_back: true } => {
+                self.tell(&self.ask("POST", &format!("{LEASES}/end"), None)?, leases)
+            }
             Command::Status => self.tell(&cluster::ask(&self.target())?, cluster::status),
             Command::Drain(drain) => cluster::drain(&self.target(), drain),
             Command::StopPush(sessions) => self.push(sessions, "stop"),
@@ -130,7 +140,9 @@ impl Ctl {
     /// The process that is asked.
     fn target(&self) -> Target {
         let port = match &self.command {
-            Command::Compaction { .. } | Command::Memory | Command::Top { .. } => 7629,
+            Command::Compaction { .. } | Command::Memory | Command::Leases { .. } | Command::Top { .. } => {
+                7629
+            }
             Command::StopPush(sessions) | Command::ResumePush(sessions) if !sessions.all => 7609,
             Command::StopPush(_) | Command::ResumePush(_) => 7619,
             Command::Status | Command::Drain(_) => 7619,
@@ -386,6 +398,31 @@ fn memory(reports: &Vec<MemoryReport>) -> String {
     }
     right(&mut rows, 0..kinds.len() + 5);
     format!("{rows}\n")
+}
+
+fn leases(reports: &Vec<LeaseReport>) -> String {
+    let mut rows = table(&["shard", "sessions", "held back", "end now"]);
+    let mut silent = table(&["shard", "session held back", "not heard for"]);
+    for it in reports {
+        rows.add_row([it.shard as usize, it.sessions, it.held_back, it.released].map(|n| n.to_string()));
+        for session in &it.silent {
+            let time = session.silent_s.map_or_else(
+                || "never, since this process leads what it has published".into(),
+                |seconds| format!("{seconds:.1} s"),
+            );
+            silent.add_row([it.shard.to_string(), session.session.clone(), time]);
+        }
+    }
+    right(&mut rows, 0..4);
+    let mut text = format!("{rows}\n");
+    if reports.iter().any(|it| it.held_back > 0) {
+        text += &format!("\n{silent}\n");
+    }
+    if reports.iter().any(|it| it.held_back > it.released) {
+        text += "Too many ended together, so this node may be the one that is cut off. Are the sessions known to be gone?\n\
+                 slotcast ctl leases --end-held-back removes what they have published.\n";
+    }
+    text
 }
 
 fn top(report: &TopReport) -> String {

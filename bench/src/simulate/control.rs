@@ -225,6 +225,21 @@ impl World {
         }
     }
 
+    /// An operator has leases end that are held back at a data node which cannot tell by itself whether others have come
+    /// instead: it was not there, or led nothing, when the sessions went. Where it was, it has to find that out.
+    pub(super) fn release_leases(&mut self) {
+        for host in self.plan.layout.nodes() {
+            let Some(Actor::Node(node)) = &mut self.actors[host] else { continue };
+            if node.role.shard().leases_held_back().all(|it| it.silent_since.is_some()) {
+                continue;
+            }
+            self.reached.leases_released += node.role.release_leases() as u64;
+            let name = self.plan.layout.name(host);
+            self.oracle.say(None, || format!("an operator says that those held back at {name} are gone"));
+            self.net.wake(host, self.net.now);
+        }
+    }
+
     /// The store does not answer, is slow, or is set back.
     pub(super) fn trouble_store(&mut self, trouble: StoreTrouble, chance: usize) {
         let now = self.net.now;

@@ -58,6 +58,8 @@ pub enum Task {
     Use(usize),
     /// All faults end.
     Quiet,
+    /// An operator looks whether leases are held back.
+    Leases,
 }
 
 /// Something that is due; the greatest is due next. What it is does not count.

@@ -4,7 +4,7 @@ use slotcast_engine::shard::ShardStats;
 use slotcast_net::meta::core::MetaCounters;
 
 /// Reached in few seeds, or in none while all is well.
-pub const RARE: [&str; 11] = [
+pub const RARE: [&str; 12] = [
     "gaps",
     "older_diffs",
     "lists_amended",
@@ -16,6 +16,7 @@ pub const RARE: [&str; 11] = [
     "resumes_deferred",
     "unheard_moves",
     "unclean_slots",
+    "leases_released",
 ];
 
 /// Only there with a control plane.
@@ -226,6 +227,8 @@ counters! {
     busy_sends
     /// Leases of sessions that ended.
     leases_ended
+    /// Leases that were held back until an operator said that the sessions were gone.
+    leases_released
     /// Registrations that went because their clients had left.
     departures
     /// Registrations that another session took over.

@@ -151,6 +151,7 @@ impl World {
             }
         }
         self.net.schedule(BUSY, Task::Quiet);
+        self.net.schedule(END - 2 * LEASE, Task::Leases);
     }
 
     /// Runs to the end, or to the first violation.
@@ -171,6 +172,7 @@ impl World {
                 Task::Detect(node) => self.check_detected(node),
                 Task::Use(node) => self.drain(node, false),
                 Task::Quiet => self.quiet(),
+                Task::Leases => self.release_leases(),
                 other => self.net.perform(other),
             }
         }

@@ -1,4 +1,4 @@
-//! What an operator asks and changes at run time over HTTP: compaction, memory, and who has or does the most of something.
+//! What an operator asks and changes at run time over HTTP: compaction, memory, leases of sessions, and who has or does the most of something.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +14,7 @@ use crate::{
     data::{
         compaction::{Change, Setting},
         operations::{Answer, Ask, ShardPost},
-        status::{CompactionReport, MemoryReport},
+        status::{CompactionReport, LeaseReport, MemoryReport},
     },
     session::{
         operations::{Answer as SessionAnswer, Ask as SessionAsk, SessionPost},
@@ -27,6 +27,8 @@ use crate::{
 pub const COMPACTION: &str = "/admin/compaction";
 /// Where memory is told.
 pub const MEMORY: &str = "/admin/memory";
+/// Where leases of sessions are told; `/end` below it ends those that are held back.
+pub const LEASES: &str = "/admin/leases";
 /// Where the largest of something is told.
 pub const TOP: &str = "/admin/top";
 
@@ -68,6 +70,8 @@ pub fn data_routes(shards: Vec<ShardPost>) -> Router {
         .route("/admin/compaction/run", post(|State(shards): Shards| compaction(shards, Ask::Run)))
         .route("/admin/compaction/set", post(set))
         .route(MEMORY, get(memory))
+        .route(LEASES, get(|State(shards): Shards| leases(shards, Ask::Leases)))
+        .route("/admin/leases/end", post(|State(shards): Shards| leases(shards, Ask::EndLeases)))
         .route(TOP, get(data_top))
         .route(PUSH, get(no_clients))
         .route("/admin/push/{command}", post(no_clients))
@@ -89,6 +93,8 @@ pub fn session_routes(cores: Vec<SessionPost>) -> Router {
         .route("/admin/push/stop", post(|State(cores): Cores| push(cores, PushAsk::Stop)))
         .route("/admin/push/resume", post(|State(cores): Cores| push(cores, PushAsk::Resume)))
         .route(MEMORY, get(elsewhere))
+        .route(LEASES, get(elsewhere))
+        .route("/admin/leases/end", post(elsewhere))
         .route(COMPACTION, get(elsewhere))
         .route("/admin/compaction/{command}", post(elsewhere))
         .with_state(cores)
@@ -169,6 +175,15 @@ async fn memory(State(shards): Shards) -> Result<Json<Vec<MemoryReport>>, Failur
     let answers = ask_all(&shards, Ask::Memory).await?.into_iter();
     let reports = answers.filter_map(|answer| match answer {
         Answer::Memory(report) => Some(report),
+        _ => None,
+    });
+    Ok(Json(reports.collect()))
+}
+
+async fn leases(shards: Vec<ShardPost>, ask: Ask) -> Result<Json<Vec<LeaseReport>>, Failure> {
+    let answers = ask_all(&shards, ask).await?.into_iter();
+    let reports = answers.filter_map(|answer| match answer {
+        Answer::Leases(report) => Some(report),
         _ => None,
     });
     Ok(Json(reports.collect()))

@@ -166,6 +166,11 @@ impl Node {
         &self.shard
     }
 
+    /// Has the leases that are held back end, as an operator may ask for (see [`crate::data::operations::Ask::EndLeases`]).
+    pub fn release_leases(&mut self) -> usize {
+        self.shard.release_leases()
+    }
+
     /// Plants a fault in the shard.
     #[cfg(feature = "planted-faults")]
     pub fn plant(&mut self, fault: Option<slotcast_engine::faults::Fault>) {

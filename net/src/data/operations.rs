@@ -8,7 +8,7 @@ use slotcast_engine::{
 use crate::{
     data::{
         compaction::{Change, CompactionOptions, Setting},
-        status::{CompactionReport, MemoryReport, OperationMetrics},
+        status::{CompactionReport, LeaseReport, MemoryReport, OperationMetrics},
     },
     io::mailbox::{Mailbox, Post, Question},
     top::{TopAsk, TopReport, What},
@@ -36,6 +36,10 @@ pub enum Ask {
     Set(Vec<Setting>),
     /// Memory by kind.
     Memory,
+    /// Leases of sessions.
+    Leases,
+    /// The leases that are held back are to end: their sessions are gone.
+    EndLeases,
     /// The largest of something.
     Top(TopAsk),
 }
@@ -49,6 +53,8 @@ pub enum Answer {
     Changes(Vec<Change>),
     /// Memory by kind.
     Memory(MemoryReport),
+    /// Leases of sessions.
+    Leases(LeaseReport),
     /// The largest of something.
     Top(TopReport),
 }
@@ -152,6 +158,12 @@ impl Operations {
                 return question.tell(Answer::Changes(changes));
             }
             Ask::Memory => return question.tell(Answer::Memory(MemoryReport::of(shard))),
+            Ask::Leases => return question.tell(Answer::Leases(LeaseReport::of(shard, 0, now))),
+            Ask::EndLeases => {
+                let released = shard.release_leases();
+                tracing::warn!(released, "an operator has the leases that are held back end");
+                return question.tell(Answer::Leases(LeaseReport::of(shard, released, now)));
+            }
             Ask::Top(ask) => {
                 let ask = *ask;
                 let kind = match ask.what {

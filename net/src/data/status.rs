@@ -37,6 +37,50 @@ pub struct MemoryReport {
     pub bytes_per_publisher: f64,
 }
 
+/// Leases of a shard's sessions.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LeaseReport {
+    /// Which shard.
+    pub shard: u32,
+    /// Session incarnations whose leases run, with those that are held back.
+    pub sessions: usize,
+    /// Leases that should have ended but are kept, because too many ended together.
+    pub held_back: usize,
+    /// Of those the first [`LEASES_TOLD_MAX`].
+    pub silent: Vec<SilentSession>,
+    /// Of those that end now because an operator has said that the sessions are gone.
+    pub released: usize,
+}
+
+/// A session that is not heard.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SilentSession {
+    /// The session incarnation.
+    pub session: String,
+    /// For how long it has not been heard; absent: never since this process leads what the session has published.
+    pub silent_s: Option<f64>,
+}
+
+/// Sessions listed in a [`LeaseReport`].
+pub const LEASES_TOLD_MAX: usize = 1000;
+
+impl LeaseReport {
+    /// What a shard tells now.
+    pub fn of(shard: &Shard, released: usize, now: Nanos) -> Self {
+        let silent = shard.leases_held_back().take(LEASES_TOLD_MAX).map(|it| SilentSession {
+            session: format!("{:016x}", it.session.0),
+            silent_s: it.silent_since.map(|since| now.since(since) as f64 / 1e9),
+        });
+        Self {
+            shard: shard.placement().0,
+            sessions: shard.sessions(),
+            held_back: shard.leases_held_back().count(),
+            silent: silent.collect(),
+            released,
+        }
+    }
+}
+
 /// Compaction of a shard.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "the names of CompactionStatus, which describes them")]

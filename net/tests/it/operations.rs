@@ -8,10 +8,13 @@ use std::{
 };
 
 use serde_json::{Value, json};
-use slotcast_engine::id::DataId;
+use slotcast_engine::{id::DataId, limits::SLOTS_DEFAULT};
 use slotcast_net::client::Update;
 
-use crate::cluster::{Cluster, PATIENCE, View, get, metric, until_acknowledged, until_list, until_metric};
+use crate::{
+    cluster::{Cluster, PATIENCE, View, get, metric, until_acknowledged, until_list, until_metric},
+    raw::Raw,
+};
 
 fn id(service: &str) -> DataId {
     DataId::new("public", "default", service).unwrap()
@@ -172,6 +175,43 @@ fn dead_memory_and_old_history_go_when_a_round_is_run() {
     late.subscribe(&services[0]).unwrap();
     until_list(&late, &mut View::default(), &services[0], &[&[1; 800]]);
     drop((client, late));
+    cluster.stop();
+}
+
+#[test]
+fn who_went_together_is_held_back_until_an_operator_says_that_they_are_gone() {
+    let settings = [
+        "data.session_lease=1s",
+        "session.heartbeat_interval=200ms",
+        "session.client_disconnect_grace=100ms",
+    ];
+    let cluster = Cluster::start(1, 1, &settings);
+    let (node, addr) = (cluster.data.server.addrs[0], cluster.data.admin.addr);
+    let client = cluster.client(0);
+    client.subscribe(&id("left")).unwrap();
+    for session in [7001, 7002] {
+        let mut link = Raw::link(node, session, SLOTS_DEFAULT);
+        link.publish(&id("left"), session, 1, 1, b"left");
+    }
+    let view = &mut View::default();
+    until_list(&client, view, &id("left"), &[b"left", b"left"]);
+    let held = until(addr, "/admin/leases", |leases| leases[0]["held_back"] == json!(2));
+    assert_eq!((&held[0]["sessions"], &held[0]["released"]), (&json!(3), &json!(0)));
+    assert_eq!(held[0]["silent"][0]["session"], json!(format!("{:016x}", 7001)));
+    assert!(held[0]["silent"][0]["silent_s"].as_f64().unwrap() >= 1.0, "{held:#}");
+    until_metric(addr, "data_session_leases_held_back", "", |count| count == 2.0);
+    let (ok, told, _) = ctl(addr, &["leases"]);
+    assert!(ok && told.contains("0000000000001b59") && told.contains("--end-held-back"), "{told}");
+    assert_eq!(ask(addr, "/admin/memory")[0]["publishers"], json!(2), "nothing is removed");
+    let (ok, told, _) = ctl(addr, &["--json", "leases", "--end-held-back"]);
+    let told: Value = serde_json::from_str(&told).unwrap();
+    assert!(ok && told[0]["released"] == json!(2), "{told:#}");
+    until_list(&client, view, &id("left"), &[]);
+    let after = until(addr, "/admin/leases", |leases| leases[0]["held_back"] == json!(0));
+    assert_eq!(after[0]["sessions"], json!(1));
+    let (status, answer) = post(cluster.sessions[0].admin.addr, "/admin/leases/end", "");
+    assert!(status == 404 && answer["error"].as_str().unwrap().contains("data node"), "{answer}");
+    drop(client);
     cluster.stop();
 }
 
