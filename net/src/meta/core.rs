@@ -417,12 +417,12 @@ impl MetaCore {
         who: MetaPeer,
         now: Nanos,
     ) -> Result<(), PeerFault> {
-        let result = self.check_hello(protocol, slot_count, cluster, &who).and_then(|()| match &who {
-            MetaPeer::Session | MetaPeer::Serving(_) => Ok(None),
-            MetaPeer::Data(entry) => {
-                let joined = self.members.join(peer, entry.clone(), now);
-                joined.map_err(|error| PeerFault::new(ErrorCode::DuplicateNode, error.to_string())).map(Some)
-            }
+        let result = self.check_hello(protocol, slot_count, cluster, &who).and_then(|()| {
+            // Also the second process of an id: it may be the one that has led by a table which the store has lost.
+            self.told_epoch = self.told_epoch.max(table_epoch);
+            let MetaPeer::Data(entry) = &who else { return Ok(None) };
+            let joined = self.members.join(peer, entry.clone(), now);
+            joined.map_err(|error| PeerFault::new(ErrorCode::DuplicateNode, error.to_string())).map(Some)
         });
         let joined = result.inspect_err(|_| self.counters.refused_peers += 1)?;
         if let Some(replaced) = joined.and_then(|joined| joined.replaced) {
@@ -442,7 +442,6 @@ impl MetaCore {
             }
             MetaPeer::Session | MetaPeer::Serving(_) => None,
         };
-        self.told_epoch = self.told_epoch.max(table_epoch);
         // A table that is not one of ours is replaced as a whole: the deltas kept here do not go over it.
         self.peers.insert(peer, Peer { node, pages, epoch: table_epoch });
         self.tell_table(peer);

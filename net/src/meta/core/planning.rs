@@ -64,10 +64,13 @@ impl MetaCore {
         }
     }
 
-    /// Whether all nodes of the table have been heard, or were waited for long enough.
+    /// Whether all nodes of the table have been heard, or were waited for long enough. Another process with the id of one does not
+    /// count for it: the one in the table may be there still, and know of a later table that the store has lost.
     fn is_warm(&self, now: Nanos) -> bool {
-        let is_heard =
-            |entry: &Arc<NodeEntry>| self.members.get(&entry.id).is_some_and(|node| node.report > 0);
+        let is_heard = |entry: &Arc<NodeEntry>| {
+            let member = self.members.get(&entry.id);
+            member.is_some_and(|node| node.report > 0 && node.entry.incarnation == entry.incarnation)
+        };
         let is_known = self.table.epoch > 0 && self.told_epoch <= self.table.epoch;
         now >= self.elected_at.after(self.warm_up()) || (is_known && self.table.nodes.values().all(is_heard))
     }

@@ -396,6 +396,36 @@ fn a_store_that_was_lost_or_set_back_is_healed_by_the_nodes() {
 }
 
 #[test]
+fn a_node_that_is_refused_for_its_twin_still_tells_of_a_table_that_the_store_has_lost() {
+    let mut world = World::with_nodes(3);
+    let backup = world.store.table.clone();
+    world.add_peer("session", MetaPeer::Session, SlotTable::empty("c", 64));
+    // n0 leads on alone, by a table that only it and a session have.
+    world.kill("n1");
+    world.kill("n2");
+    world.run(40_000);
+    let before = world.core.table().clone();
+    let alone = before.number_of("n0");
+    assert!(before.slots.iter().all(|slot| slot.leader() == alone));
+    world.store.table = backup;
+    for id in ["n1", "n2"] {
+        world.add(id, 2);
+    }
+    // The twin comes first, and the session late.
+    world.add_peer("a twin of n0", MetaPeer::Data(entry("n0", 2)), SlotTable::empty("c", 64));
+    world.followers.get_mut("session").unwrap().is_mute = true;
+    world.replace_meta(2);
+    world.run(300);
+    assert!(world.closed.iter().any(|(code, _)| *code == ErrorCode::DuplicateNode), "{:?}", world.closed);
+    world.followers.get_mut("session").unwrap().is_mute = false;
+    world.run(5000);
+    assert_eq!(world.core.counters().tables_adopted, 1);
+    for (old, new) in before.slots.iter().zip(&world.core.table().slots) {
+        assert!(new.leader_epoch > old.leader_epoch, "another process leads in epoch {}", new.leader_epoch);
+    }
+}
+
+#[test]
 fn a_running_leader_whose_store_is_set_back_writes_over_it() {
     let mut world = World::with_nodes(3);
     let backup = world.store.table.clone();
@@ -665,6 +695,6 @@ fn epochs_that_cannot_be_are_refused() {
         let fault = world.core.handle_message(peer, message, now).unwrap_err();
         assert!(fault.code == ErrorCode::Frame && fault.text.contains(word), "{fault}");
     }
-    world.run(1000);
+    world.run(300);
     assert!(world.core.table().epoch < 100);
 }
