@@ -32,6 +32,8 @@ mod heartbeat;
 
 mod insight;
 
+mod laggards;
+
 mod links;
 
 mod pushes;

@@ -2,12 +2,14 @@
 
 use std::collections::BTreeSet;
 
-use super::{Shard, ShardStats};
+use super::{
+    Shard, ShardStats,
+    laggards::{Laggard, Round},
+};
 use crate::{
     diff::{self, Answer},
     faults::{Fault, Faults},
     id::{DatumKey, ReaderId, Revision, SlotId},
-    interest::Interests,
     slot::Slot,
 };
 
@@ -78,18 +80,30 @@ impl Shard {
             }
         }
         let faults = self.faults;
-        while let Some(((reader, slot_id), since)) = self.catching_up.pop_first() {
+        let (slots, stats) = (&self.slots, &mut self.stats);
+        let mut laggards: Vec<Laggard> = std::mem::take(&mut self.catching_up)
+            .into_iter()
+            .map(|((reader, slot), since)| (slot, reader, since))
+            .collect();
+        laggards.sort_by_key(|(slot, ..)| *slot);
+        let mut round = Round::default();
+        let mut tell = |round: Round| {
+            round.tell(|readers, slot_id, datum, since| {
+                let Some(slot) = slots.accepting(slot_id) else { return };
+                let answer = answer(faults, slot, datum, since);
+                count(stats, &answer);
+                deliver(Push { readers, slot: slot_id, datum, answer });
+            });
+        };
+        for laggards in laggards.chunk_by(|a, b| a.0 == b.0) {
             // Whoever reads from a slot that does not answer yet has asked for it.
-            let Some(slot) = self.slots.accepting(slot_id) else { continue };
-            for datum in changed_since(slot, since, &self.interests, reader) {
-                if !self.asked.contains_key(&(reader, slot_id, datum)) {
-                    let answer = answer(faults, slot, datum, since);
-                    count(&mut self.stats, &answer);
-                    deliver(Push { readers: &[reader], slot: slot_id, datum, answer });
-                }
+            let Some(slot) = slots.accepting(laggards[0].0) else { continue };
+            round.add(slot, laggards, &self.interests, &self.asked);
+            if round.is_full() {
+                tell(std::mem::take(&mut round));
             }
         }
-        let (slots, stats) = (&self.slots, &mut self.stats);
+        tell(round);
         let answered = self.asked.extract_if(.., |(reader, slot, _), _| {
             self.interests.is_in_step(*reader) && slots.accepting(*slot).is_some()
         });
@@ -123,21 +137,4 @@ fn count(stats: &mut ShardStats, answer: &Answer<'_>) {
     } else {
         stats.diffs += 1;
     }
-}
-
-/// The data ids of a slot that changed after `since` and that `reader` wants; all it wants if the log no longer knows.
-fn changed_since(
-    slot: &Slot,
-    since: Revision,
-    interests: &Interests,
-    reader: ReaderId,
-) -> BTreeSet<DatumKey> {
-    if since < slot.log().floor() {
-        return interests.of_slot(reader, slot.id()).collect();
-    }
-    slot.log()
-        .changes(since)
-        .map(|entry| slot.datum_key(entry.datum))
-        .filter(|datum| interests.readers(slot.id(), *datum).contains(&reader))
-        .collect()
 }

@@ -6,6 +6,7 @@ mod compaction;
 mod disk;
 mod formats;
 mod insight;
+mod laggards;
 mod limits;
 mod memory;
 mod model;

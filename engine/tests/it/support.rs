@@ -175,6 +175,12 @@ impl Seen {
         diff
     }
 
+    /// Whether it says what `answer` does, byte for byte.
+    pub(crate) fn is_like(&self, answer: &Answer<'_>) -> bool {
+        let alone = Seen::of(&self.readers, self.slot, self.datum, answer);
+        (self.flags, &self.body) == (alone.flags, &alone.body)
+    }
+
     /// Registrations put and removed.
     pub(crate) fn registers(&self) -> (Vec<u64>, Vec<u64>) {
         let diff = self.diff();
