@@ -104,6 +104,10 @@ impl<'w> Applier<'w> {
                 publisher.filter(|&p| self.workload.publishers()[p as usize].service == service)
             {
                 let place = self.workload.publishers()[publisher as usize].place;
+                // A whole list may name what is gone as well; that it lacks it says nothing more then.
+                if diff.is_snapshot {
+                    told.insert(place);
+                }
                 self.hide(&mut change, publisher, list[place as usize], diff.to);
             }
         }

@@ -183,8 +183,12 @@ impl Simulation<'_> {
         // A snapshot would mend what a dropped diff broke before any list is wrong.
         let mends = self.fault == Some(Fault::DroppedDiff);
         let is_snapshot = known == 0 || (!mends && self.random.below(8) == 0);
-        let content =
-            if is_snapshot { self.registry.snapshot(service) } else { self.registry.diff(service, known) };
+        let mut content = self.registry.diff(service, known);
+        if is_snapshot {
+            // Whoever held something before may be told what is gone beside what is there.
+            let removes = if known > 0 && known % 2 == 0 { content.removes } else { Vec::new() };
+            content = Content { removes, ..self.registry.snapshot(service) };
+        }
         self.subscribers[index].known = revision;
         let was_spoilt = self.is_spoilt;
         if !was_spoilt && known > 0 && self.spoil(index, &content) {
