@@ -363,7 +363,17 @@ impl Config {
         let first_cpu = data.cpu;
         let storage = (data.storage != StorageKind::None).then(|| self.storage_options());
         let compaction = self.compaction_options();
-        Ok(DataOptions { listen, shard, limits, reserve_publishers, first_cpu, compaction, storage, cluster })
+        Ok(DataOptions {
+            listen,
+            shard,
+            limits,
+            link_send_buffer: Some(data.link_send_buffer).filter(|bytes| *bytes > 0),
+            reserve_publishers,
+            first_cpu,
+            compaction,
+            storage,
+            cluster,
+        })
     }
 
     fn compaction_options(&self) -> CompactionOptions {

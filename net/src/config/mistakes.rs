@@ -22,9 +22,10 @@ const RANGES: [(&str, u64, u64); 10] = [
     ("meta.moves_max", 1, u64::MAX),
 ];
 /// Sizes whose names do not say so.
-const SIZES: [&str; 6] = [
+const SIZES: [&str; 7] = [
     "compaction_budget",
     "link_buffer_max",
+    "link_send_buffer",
     "journal_waiting_max",
     "snapshot_rate",
     "copied_snapshot_rate",

@@ -73,6 +73,9 @@ pub struct DataSection {
     pub validate_records: bool,
     /// Bytes of output of one link above which its reader keeps a revision only.
     pub link_buffer_max: usize,
+    /// `SO_SNDBUF` of links in bytes (the kernel doubles it). 0, or more than the kernel's `net.core.wmem_max`: buffers stay as the
+    /// kernel lets them grow.
+    pub link_send_buffer: u32,
     /// Publishers for which memory is taken and touched at the start, about 400 bytes each, so that registrations never
     /// wait for pages; more publishers are taken all the same.
     pub reserve_publishers: usize,
@@ -275,6 +278,7 @@ impl Default for DataSection {
             change_log_bytes: compaction.history_bytes_max,
             validate_records: true,
             link_buffer_max: limits.link_buffer_max,
+            link_send_buffer: 1024 * 1024,
             reserve_publishers: 0,
             link_timeout: Duration::from_nanos(limits.link_timeout),
             compaction_budget: 4 * 1024 * 1024,

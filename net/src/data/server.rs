@@ -42,6 +42,9 @@ pub struct DataOptions {
     pub shard: ShardConfig,
     /// Bounds of the links.
     pub limits: NodeLimits,
+    /// `SO_SNDBUF` of links, in bytes (the kernel doubles it). Where the kernel allows less (`net.core.wmem_max`), and if absent,
+    /// buffers stay as the kernel lets them grow.
+    pub link_send_buffer: Option<u32>,
     /// Registrations of all shards together for which memory is taken at the start.
     pub reserve_publishers: usize,
     /// The CPU of the first shard; the others follow.
@@ -259,6 +262,14 @@ fn ring_config(options: &DataOptions) -> RingConfig {
         recv_buffers: 256,
         recv_buffer_bytes: 64 * 1024,
         staging_bytes: 16 << 20,
+        send_buffer_bytes: options.link_send_buffer.filter(|bytes| *bytes <= send_buffer_max()),
         ..RingConfig::default()
     }
+}
+
+/// The largest `SO_SNDBUF` that the kernel grants. A smaller one than asked for would be kept for good, and a link over a long way
+/// would carry less than with the buffers that the kernel lets grow by themselves.
+fn send_buffer_max() -> u32 {
+    let told = std::fs::read_to_string("/proc/sys/net/core/wmem_max");
+    told.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)
 }
