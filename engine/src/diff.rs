@@ -58,7 +58,8 @@ pub enum DiffError {
 pub struct Diff<'a> {
     /// The data id.
     pub datum: DatumKey,
-    /// Lowest revision of a reader that this is right for.
+    /// Lowest revision of a reader that this is right for; of a snapshot, which is right for all, the revision since which it names
+    /// what is known to have been removed, and zero if it names nothing.
     pub from: Revision,
     /// The reader's revision afterwards.
     pub to: Revision,
@@ -186,7 +187,7 @@ fn write_columns<'a>(
 
 /// What a reader of a data id gets that holds the state of revision `since`.
 pub struct Answer<'a> {
-    /// Lowest revision that the answer is right for.
+    /// See [`Diff::from`].
     pub from: Revision,
     /// The slot's revision: the answer is complete up to here.
     pub to: Revision,
@@ -298,7 +299,7 @@ fn whole(slot: &Slot, datum: DatumKey, since: Revision) -> Answer<'_> {
     if since == Revision::ZERO || since > answer.to {
         return answer;
     }
-    Answer { removes: slot.removed_of(datum, since), ..answer }
+    Answer { from: since, removes: slot.removed_of(datum, since), ..answer }
 }
 
 fn split_column(bytes: &[u8], count: usize) -> Option<(&[u8], &[u8])> {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use slotcast_engine::{
     digest::{self, Digest},
-    id::{DatumKey, Nanos, Revision, SessionId, SlotId},
+    id::{DatumKey, Nanos, SessionId, SlotId},
 };
 
 use crate::{
@@ -13,7 +13,7 @@ use crate::{
         link::Link,
         routes::{Links, Route},
     },
-    wire::{Message, message::SubscribeItem},
+    wire::Message,
 };
 
 /// What the leader of a slot has said about owners: whether it would list their registrations by now.
@@ -136,12 +136,7 @@ impl Session {
             let word = Word::of(links, slot, &route).filter(|_| route.link == Some(number));
             word.is_some_and(|word| word.accounts_for(owner))
         });
-        for datum in due {
-            if let Some(datum) = self.cache.get(datum) {
-                let ask = SubscribeItem { id: datum.id.clone(), since: Revision::ZERO, digest: 0 };
-                self.links[number].subscribe(ask);
-            }
-        }
+        due.into_iter().for_each(|datum| self.ask_whole(number, datum));
     }
 
     /// The shard's digests per data id of one slot: whatever differs is told again, completely.

@@ -197,10 +197,11 @@ impl Session {
 
     fn wait(&mut self, index: u32, number: u32, since: Revision, digest: u64) {
         let follows = self.following.is_some();
-        let Some(datum) = self.cache.get(number) else { return };
+        let Some(datum) = self.cache.get_mut(number) else { return };
         let link = self.routes.of(datum.slot).link.filter(|_| datum.known);
         let asked = link.map(|link| {
             let link = &mut self.links[link];
+            datum.traces.forget_question();
             let since = datum.since((!follows).then_some(link.run));
             link.ask(SubscribeItem { id: datum.id.clone(), since, digest: 0 })
         });
@@ -399,7 +400,7 @@ impl Session {
         let is_taken = !matches!(applied, Applied::Gap | Applied::Contradiction(_));
         let answered = self.links[number].answered;
         if is_taken && let Some(datum) = self.cache.get_mut(cached) {
-            datum.traces.hear((number, route.epoch), answered, diff.removes());
+            datum.traces.hear((number, route.epoch), answered, diff);
         }
         let is_vouched = route.is_vouched && (self.following.is_none() || epoch == route.epoch);
         if is_vouched && is_taken {
@@ -410,8 +411,9 @@ impl Session {
     }
 
     /// Asks a data node for the whole list of a data id.
-    fn ask_whole(&mut self, link: usize, number: u32) {
-        if let Some(datum) = self.cache.get(number) {
+    pub(super) fn ask_whole(&mut self, link: usize, number: u32) {
+        if let Some(datum) = self.cache.get_mut(number) {
+            datum.traces.forget_question();
             let ask = SubscribeItem { id: datum.id.clone(), since: Revision::ZERO, digest: 0 };
             self.links[link].subscribe(ask);
         }

@@ -72,6 +72,34 @@ fn a_leader_whose_history_begins_later_names_what_it_still_knows_to_be_removed()
 }
 
 #[test]
+fn what_everybody_is_told_between_the_question_and_the_answer_is_no_answer() {
+    let (mut scene, id) = (with_a_young_leader(1), data_id(0, 0));
+    let client = with_a_claim(&mut scene, &[1, 2, 8, 9]);
+    // The leader has read the ping, and not yet what was asked behind it.
+    scene.tell_list(1, &id, (at(2, 10), at(2, 11)), &[], &listed(&id, &[3]));
+    assert_eq!(scene.clients[client].pushes, 0);
+    scene.tell_list(1, &id, (at(1, 4), at(2, 11)), &[9], &listed(&id, &[3]));
+    assert_eq!(scene.list(client, &id), [1, 2, 3, 8]);
+}
+
+#[test]
+fn a_leader_that_is_asked_something_else_meanwhile_is_asked_about_the_claim_again() {
+    let (mut scene, id) = (with_a_young_leader(1), data_id(0, 0));
+    let client = with_a_claim(&mut scene, &[1, 2, 8, 9]);
+    scene.tell_list(1, &id, (at(2, 12), at(2, 13)), &[], &[]);
+    let told = scene.take(1);
+    let Some(Told::Subscribe(asked)) = told.last() else { panic!("{told:?}") };
+    assert_eq!(
+        asked.len(),
+        2,
+        "something was lost, and the question about that takes the place of the other"
+    );
+    assert_eq!(asked[1], (id.key(), at(1, 5)));
+    scene.tell_list(1, &id, (at(1, 5), at(2, 14)), &[9], &listed(&id, &[3]));
+    assert_eq!(scene.list(client, &id), [1, 2, 3, 8]);
+}
+
+#[test]
 fn a_claim_is_asked_about_once_and_each_other_one_for_itself() {
     let (mut scene, id) = (with_a_young_leader(1), data_id(0, 0));
     let first = with_a_claim(&mut scene, &[1, 9]);
