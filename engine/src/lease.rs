@@ -4,11 +4,15 @@
 //! lease by the gap; whoever drives the shard drains what has arrived before it ticks; and when more than a third of the
 //! sessions (and at least two) would expire together, none does, because then the fault is more likely here. Together means
 //! within a sixth of the lease, for heartbeats that stop at one moment do so at different points of their intervals. A
-//! session that first came after they fell silent accounts for one of them: restarted processes are new incarnations.
+//! session that is heard, and first came after another fell silent, accounts for that one, and through it for one that fell silent
+//! before that came: restarted processes are new incarnations, and a process may restart more than once within a lease.
 //!
 //! Who is held back for good is gone for good, or cut off from here, and only people can tell which: they may have these leases end.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet, VecDeque},
+};
 
 use crate::{
     error::Refusal,
@@ -19,10 +23,22 @@ use crate::{
 /// A tick later than this after the one before it extends every lease by the gap.
 pub const TICK_GAP_MAX: u64 = Nanos::SECOND;
 
+/// When a session was heard, and after how many others where all that has come in a pause is heard at once; 0 otherwise.
+type Moment = (Nanos, u64);
+
+/// Of a session that was there before anything is known of it here: it stands for nobody.
+const UNKNOWN: Moment = (Nanos(0), 0);
+
+/// When a session first came, and when it was last heard.
+#[derive(Clone, Copy)]
+struct Heard {
+    opened: Moment,
+    renewed: Moment,
+}
+
 /// One session's lease.
 struct Lease {
-    opened: Nanos,
-    renewed: Nanos,
+    heard: Heard,
     expires: Nanos,
     /// Not only granted: the session has been heard here.
     is_heard: bool,
@@ -41,12 +57,16 @@ pub struct HeldBack {
 pub struct Leases {
     duration: u64,
     leases: BTreeMap<SessionId, Lease>,
+    /// Sessions that were forgotten, the latest last: something of theirs may be led here yet.
+    forgotten: VecDeque<(SessionId, Heard)>,
     ended: BTreeSet<SessionId>,
     ended_order: VecDeque<SessionId>,
     last_tick: Option<Nanos>,
     held_back: usize,
     /// Of these somebody knows that they are gone.
     released: BTreeSet<SessionId>,
+    /// How often somebody was heard.
+    count: u64,
 }
 
 impl Leases {
@@ -55,11 +75,13 @@ impl Leases {
         Self {
             duration,
             leases: BTreeMap::new(),
+            forgotten: VecDeque::new(),
             ended: BTreeSet::new(),
             ended_order: VecDeque::new(),
             last_tick: None,
             held_back: 0,
             released: BTreeSet::new(),
+            count: 0,
         }
     }
 
@@ -68,10 +90,15 @@ impl Leases {
         if self.ended.contains(&session) {
             return Err(Refusal::SessionEnded);
         }
-        let expires = now.after(self.duration);
-        let heard = Lease { opened: now, renewed: now, expires, is_heard: true };
-        let lease = self.leases.entry(session).or_insert(heard);
-        (lease.renewed, lease.expires, lease.is_heard) = (now, expires, true);
+        self.count += 1;
+        let is_after_gap = self.last_tick.is_some_and(|last| now.since(last) > TICK_GAP_MAX);
+        let (moment, expires) = ((now, if is_after_gap { self.count } else { 0 }), now.after(self.duration));
+        let lease = self.leases.entry(session).or_insert_with(|| {
+            let known = remember(&mut self.forgotten, session);
+            let heard = known.unwrap_or(Heard { opened: moment, renewed: moment });
+            Lease { heard, expires, is_heard: true }
+        });
+        (lease.heard.renewed, lease.expires, lease.is_heard) = (moment, expires, true);
         Ok(())
     }
 
@@ -83,9 +110,13 @@ impl Leases {
             return Err(Refusal::SessionEnded);
         }
         let expires = now.after(self.duration);
-        let silent = Nanos(now.0.saturating_sub(self.duration));
-        let found = Lease { opened: silent, renewed: silent, expires, is_heard: false };
-        self.leases.entry(session).or_insert(found).expires = expires;
+        let silent = (Nanos(now.0.saturating_sub(self.duration)), 0);
+        let lease = self.leases.entry(session).or_insert_with(|| {
+            let known = remember(&mut self.forgotten, session);
+            let heard = known.unwrap_or(Heard { opened: UNKNOWN, renewed: silent });
+            Lease { heard, expires, is_heard: known.is_some() }
+        });
+        lease.expires = expires;
         Ok(())
     }
 
@@ -110,7 +141,7 @@ impl Leases {
         let overdue = self.leases.iter().filter(move |(_, lease)| last.is_some_and(|at| lease.expires <= at));
         overdue.map(|(session, lease)| HeldBack {
             session: *session,
-            silent_since: lease.is_heard.then_some(lease.renewed),
+            silent_since: lease.is_heard.then_some(lease.heard.renewed.0),
         })
     }
 
@@ -135,13 +166,20 @@ impl Leases {
         self.held_back = 0;
         self.released.clear();
         let whole = now.after(self.duration);
+        let forgotten = &mut self.forgotten;
         self.leases.retain(|session, lease| {
             let is_linked = is_linked(*session);
             if is_linked {
                 lease.expires = whole;
             }
-            is_linked || lease.expires > now
+            let stays = is_linked || lease.expires > now;
+            if !stays {
+                forgotten.push_back((*session, lease.heard));
+            }
+            stays
         });
+        let beyond = self.forgotten.len().saturating_sub(ENDED_SESSIONS_MAX);
+        self.forgotten.drain(..beyond);
     }
 
     /// Ends the leases that have run out and returns their sessions.
@@ -178,16 +216,35 @@ impl Leases {
         }
     }
 
-    /// Sessions that would expire about now and that no newer one stands for.
+    /// Sessions that would expire about now and that no newer one stands for. Who is heard stands for one that fell silent before it
+    /// came, that one for another that fell silent before, and so on; the latest are looked at first, so that as many as can be are
+    /// accounted for.
     fn missing(&self, now: Nanos) -> usize {
         let soon = now.after(self.duration / 6);
-        let late = self.leases.values().filter(|lease| lease.expires <= soon);
-        let Some(silent_since) = late.clone().map(|lease| lease.renewed).min() else { return 0 };
-        let Some(first_opened) = late.clone().map(|lease| lease.opened).min() else { return 0 };
-        let newer = |lease: &&Lease| {
-            lease.expires > soon && lease.opened >= silent_since && lease.opened > first_opened
-        };
-        late.count().saturating_sub(self.leases.values().filter(newer).count())
+        let (late, heard): (Vec<&Lease>, Vec<&Lease>) =
+            self.leases.values().partition(|lease| lease.expires <= soon);
+        // When each process that is heard has begun, as far back as its incarnations are known.
+        let mut begun: BTreeMap<Moment, usize> = BTreeMap::new();
+        heard.iter().for_each(|lease| *begun.entry(lease.heard.opened).or_insert(0) += 1);
+        let mut late: Vec<Heard> = late.iter().map(|lease| lease.heard).collect();
+        late.sort_unstable_by_key(|heard| Reverse((heard.opened, heard.renewed)));
+        let mut missing = 0;
+        for silent in late {
+            let next =
+                begun.range(silent.renewed..).map(|(next, _)| *next).find(|next| *next > silent.opened);
+            let Some(next) = next else {
+                missing += 1;
+                continue;
+            };
+            if let Some(count) = begun.get_mut(&next) {
+                *count -= 1;
+                if *count == 0 {
+                    begun.remove(&next);
+                }
+            }
+            *begun.entry(silent.opened).or_insert(0) += 1;
+        }
+        missing
     }
 
     /// Ends a lease at once: the session said goodbye.
@@ -202,6 +259,12 @@ impl Leases {
             self.ended.remove(&oldest);
         }
     }
+}
+
+/// What is known of a session that was forgotten.
+fn remember(forgotten: &mut VecDeque<(SessionId, Heard)>, session: SessionId) -> Option<Heard> {
+    let place = forgotten.iter().rposition(|(other, _)| *other == session)?;
+    forgotten.remove(place).map(|(_, heard)| heard)
 }
 
 #[cfg(test)]
@@ -354,6 +417,68 @@ mod tests {
             [2, 3].into_iter().for_each(|session| leases.renew(SessionId(session), at(second)).unwrap());
             let ended = leases.tick(at(second));
             assert_eq!(ended.len(), if second == 30 { 2 } else { 0 });
+        }
+    }
+
+    #[test]
+    fn a_process_that_restarts_twice_accounts_for_both_incarnations_before() {
+        // 0, 1 and 2 are one process after the other, and so are 3 and 4.
+        let mut leases = Leases::new(LEASE);
+        for second in 0..=50 {
+            let alive = match second {
+                0..=18 => [0, 3],
+                19..=20 => [1, 3],
+                21..=22 => [2, 3],
+                _ => [2, 4],
+            };
+            alive.into_iter().for_each(|session| leases.renew(SessionId(session), at(second)).unwrap());
+            let ended = leases.tick(at(second));
+            assert_eq!(ended.len(), usize::from([48, 50].contains(&second)), "after {second} s: {ended:?}");
+        }
+    }
+
+    #[test]
+    fn what_came_in_a_pause_is_told_apart_by_its_order() {
+        let mut leases = leases(2);
+        leases.tick(at(1));
+        (0..2).for_each(|session| leases.renew(SessionId(session), at(100)).unwrap());
+        // Meanwhile the process of the second has been restarted three times.
+        (2..5).for_each(|session| leases.renew(SessionId(session), at(100)).unwrap());
+        for second in 100..130 {
+            [0, 4].into_iter().for_each(|session| leases.renew(SessionId(session), at(second)).unwrap());
+            assert!(leases.tick(at(second)).is_empty());
+        }
+        assert_eq!(leases.tick(at(130)), [1, 2, 3].map(SessionId));
+    }
+
+    #[test]
+    fn who_is_silent_stands_for_nobody_alone() {
+        // The second and third came after the one before had last been heard, and none of them is heard any more.
+        let mut leases = Leases::new(LEASE);
+        [0, 3, 4].into_iter().for_each(|session| leases.renew(SessionId(session), at(0)).unwrap());
+        for second in 1..=100 {
+            let newcomer = Some(second).filter(|second| *second < 3);
+            newcomer
+                .into_iter()
+                .chain([3, 4])
+                .for_each(|session| leases.renew(SessionId(session), at(second)).unwrap());
+            assert!(leases.tick(at(second)).is_empty(), "three of five are not heard");
+        }
+        assert_eq!(leases.held_back(), 3);
+    }
+
+    #[test]
+    fn what_is_known_of_who_was_forgotten_counts_when_something_of_it_is_led() {
+        // 0 and 1 are succeeded by 2 and 3, and forgotten where nothing is led; long after that something of theirs is.
+        let mut leases = leases(2);
+        for second in 1..=100 {
+            (2..4).for_each(|session| leases.renew(SessionId(session), at(second)).unwrap());
+            leases.rest(at(second), |session| session.0 >= 2);
+        }
+        (0..2).for_each(|session| leases.grant(SessionId(session), at(100)).unwrap());
+        for second in 101..=130 {
+            (2..4).for_each(|session| leases.renew(SessionId(session), at(second)).unwrap());
+            assert_eq!(leases.tick(at(second)).len(), if second == 130 { 2 } else { 0 });
         }
     }
 }
