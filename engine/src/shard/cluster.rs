@@ -80,8 +80,8 @@ pub struct ClusterStats {
 pub struct Turns {
     /// The last turn that each session has confirmed: what it held in the slots led by then was here.
     pub confirmed: Vec<(SessionId, u64)>,
-    /// The slots led for less than a session's lease, each with its turn: until a session has confirmed that, its absence from
-    /// a list of the slot says nothing.
+    /// The slots led for less than a session's lease, or that a session whose lease runs has not confirmed since, each with its turn:
+    /// until a session has confirmed that, its absence from a list of the slot says nothing.
     pub unsettled: Vec<(SlotId, u64)>,
 }
 
@@ -91,7 +91,7 @@ pub(super) struct Cluster {
     /// Promotions since the start.
     turn: u64,
     led: BTreeMap<SlotId, Promotion>,
-    /// The promotions of the last lease, oldest first, with some that are over.
+    /// The promotions of the last lease, and those that are not confirmed yet, oldest first, with some that are over.
     unsettled: VecDeque<(SlotId, u64)>,
     migrating: BTreeSet<SlotId>,
     /// Something has happened that may end a migration.
@@ -461,7 +461,8 @@ impl Shard {
         });
     }
 
-    /// Time passes: what was led for a lease is settled. A pause of this process does not count.
+    /// Time passes: what was led for a lease is settled, but for sessions that have not confirmed it and whose lease still runs, because
+    /// it began anew with another slot or is held back. A pause of this process does not count.
     pub(super) fn cluster_tick(&mut self, now: Nanos) {
         let lease = self.config.session_lease;
         let Some(cluster) = &mut self.cluster else { return };
@@ -471,10 +472,15 @@ impl Shard {
             cluster.led.values_mut().for_each(|promotion| promotion.at = later(promotion.at));
         }
         cluster.has_news = true;
+        let confirmed = |session| cluster.confirmed.get(&session).copied().unwrap_or(0);
+        let lowest = self.leases.alive().map(confirmed).min();
         let mut settled = Vec::new();
         while let Some((slot, turn)) = cluster.unsettled.front().copied() {
             let promotion = cluster.led.get(&slot).filter(|promotion| promotion.turn == turn);
-            if promotion.is_some_and(|promotion| now.since(promotion.at) <= lease) {
+            let is_open = |promotion: &Promotion| {
+                now.since(promotion.at) <= lease || lowest.is_some_and(|lowest| lowest < promotion.turn)
+            };
+            if promotion.is_some_and(is_open) {
                 break;
             }
             settled.extend(promotion.map(|_| slot));

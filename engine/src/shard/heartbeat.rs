@@ -15,8 +15,8 @@ pub struct HeartbeatAnswer {
     /// Sessions whose registrations here are known to be complete, and for each how often this shard had become a leader of
     /// further slots by then.
     pub confirmed: Vec<(SessionId, u64)>,
-    /// Slots that became this shard's less than a session's lease ago, each with the turn in which it did: of these only
-    /// sessions that were confirmed in that turn or later are complete.
+    /// Slots that became this shard's less than a session's lease ago, or that a session whose lease runs has not confirmed
+    /// since, each with the turn in which it did: of these only sessions that were confirmed in that turn or later are complete.
     pub unsettled: Vec<(SlotId, u64)>,
     /// Every session that has not confirmed by now has lost its lease. Says nothing about the slots in `unsettled`.
     pub settled: bool,

@@ -168,6 +168,33 @@ fn a_slot_is_settled_a_lease_after_it_was_led_and_a_pause_does_not_count() {
 }
 
 #[test]
+fn a_slot_is_not_settled_while_a_lease_runs_of_who_has_not_confirmed_it() {
+    let id = data_id("checkout");
+    let (_, mut node) = pair(&id);
+    node.open(3);
+    node.tick_after(MILLI);
+    [1, 2].into_iter().for_each(|session| node.shard.handle_bytes(ReaderId(session), node.now));
+    let routes = route(SLOT, 2);
+    node.shard.lead(SLOT, 2, node.now).expect("a larger epoch");
+    let beats = |node: &mut Node, sessions: &[u64]| {
+        node.tick_after(500 * MILLI);
+        sessions.iter().for_each(|session| _ = beat(node, *session, routes));
+        node.turn();
+        beat(node, 3, routes).unsettled
+    };
+    // Two of three are not heard: their leases are held back, and what they own is not decided.
+    for _ in 0..(4 * LEASE).div_ceil(500 * MILLI) {
+        assert_eq!(beats(&mut node, &[3]), [(SLOT, 1)]);
+    }
+    assert!([1, 2].iter().all(|session| node.shard.is_alive(SessionId(*session))));
+    assert_eq!(beats(&mut node, &[1, 3]), [(SLOT, 1)], "the other may hold what is not here");
+    while node.shard.is_alive(SessionId(2)) {
+        let unsettled = beats(&mut node, &[1, 3]);
+        assert_eq!(unsettled.is_empty(), !node.shard.is_alive(SessionId(2)));
+    }
+}
+
+#[test]
 fn tombstones_of_a_copy_wait_until_all_sessions_have_confirmed_anew() {
     let id = data_id("checkout");
     let (mut leader, mut node) = pair(&id);
