@@ -324,6 +324,11 @@ impl Shard {
         self.slots.iter().map(Slot::id).filter(|slot| self.slots.state(*slot) == SlotState::Absent)
     }
 
+    /// The slots that it has let go of and whose memory is not all given back yet. Right after [`Shard::leave`] they are whole.
+    pub fn released(&self) -> impl Iterator<Item = &Slot> {
+        self.cluster.iter().flat_map(|cluster| &cluster.released)
+    }
+
     /// The largest leader epoch that is known of a slot; 0: none.
     pub fn known_epoch(&self, slot: SlotId) -> u32 {
         self.cluster.as_ref().map_or(self.epoch, |cluster| cluster.known_epoch(slot))

@@ -123,7 +123,9 @@ impl Oracle {
             match slot {
                 Some(slot) if state.is_led() => self.leads(process, slot, shard),
                 _ => {
-                    self.leads_no_more(process, id, slot);
+                    // What it told in the turn in which it let go of the slot stands in what is being freed.
+                    let released = shard.released().filter(|slot| slot.id() == id).last();
+                    self.leads_no_more(process, id, released.or(slot));
                     if let Some(slot) = slot.filter(|_| state == SlotState::Following && before != seat) {
                         self.check_copy(process, slot);
                     }

@@ -37,6 +37,22 @@ fn a_fresh_shard_holds_nothing_and_says_so() {
 }
 
 #[test]
+fn what_is_let_go_of_is_whole_until_its_memory_is_given_back() {
+    let (mut node, id) = (node(), data_id("checkout"));
+    node.shard.lead(SLOT, 1, node.now).expect("nothing is known of it");
+    node.open(1);
+    node.write_ok(1, &Frame::of(1).name(&id).put(&id, 1, version(1, 1), 1, b"a"));
+    let revision = held(&node.shard, SLOT).revision();
+    assert_eq!(node.shard.released().count(), 0);
+    node.shard.leave(SLOT, node.now);
+    let released: Vec<_> = node.shard.released().collect();
+    assert_eq!((released.len(), released[0].revision()), (1, revision));
+    assert_eq!(released[0].records(id.key()).count(), 1);
+    node.turn();
+    assert_eq!(node.shard.released().count(), 0);
+}
+
+#[test]
 fn a_slot_is_led_in_epochs_that_rise() {
     let mut node = node();
     node.shard.lead(SLOT, 3, node.now).expect("nothing is known of it");
