@@ -23,7 +23,8 @@
 //! 5. *Absence is not removal.* A registration that a new term has never listed vanishes from a subscriber only for one of the
 //!    reasons of 4, where the lease counts from the start of that term.
 //! 6. *No resurrection.* Once a removal is acknowledged, no leader that answers readers lists the registration until it is
-//!    published again, and by 3 nobody else does. Content never goes back to an older one.
+//!    published again, and by 3 nobody else does. Content never goes back to an older one, but for a persistent one that was told
+//!    before it was durable, not acknowledged, and lost with the leader that told it.
 //! 7. *Acknowledged means in effect.* The list at the revision of an acknowledgement holds, or lacks, what was
 //!    acknowledged. Nobody who does nothing wrong is refused.
 //! 8. *Answers are complete.* A leader that begins to answer before it has waited for `settle` lists everything that a session

@@ -170,9 +170,14 @@ impl Oracle {
                 let may_know = reg.is_persistent()
                     && acknowledged.is_some_and(|it| !self.may_be_lost(term, datum, it.revision));
                 // No session tells again what is persistent: when this leader has waited for everybody, its content counts.
+                // What is persistent is pushed before it is durable. Lost with the leader that told it, and not acknowledged, it was
+                // never in effect; no session accounts for it, and who comes to another is told what every leader has to have.
                 let is_lost = reg.is_persistent()
-                    && self.is_unclean(datum)
-                    && earlier.is_some_and(|earlier| !self.has_known(datum, term, *register, *earlier));
+                    && earlier.is_some_and(|earlier| {
+                        let is_told = reg.confirmed >= Some(*earlier);
+                        (self.is_unclean(datum) || !is_told)
+                            && !self.has_known(datum, term, *register, *earlier)
+                    });
                 let may_return = is_lost || place > place_before && self.has_stale_holder(reg.client);
                 if !knows && !may_know && may_return {
                     self.seen.stale_contents += 1;
@@ -305,6 +310,7 @@ impl Oracle {
         if wanted {
             let told = |session| Acknowledged { content: latest, session, attach, revision };
             reg.acknowledged = session.map(told);
+            reg.confirmed = Some(latest);
         } else {
             reg.removal = Some(Removal { revision, term: known.map(|(term, _)| *term), session });
             self.seen.removals_acknowledged += 1;
@@ -326,5 +332,99 @@ impl Oracle {
             let what = if wanted { what } else { format!("the removal of {what}") };
             self.fail(Some(datum), format!("{what} is acknowledged at {revision} and not in effect there"));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::rc::Rc;
+
+    use slotcast_engine::{id::SessionId, record::Instance};
+    use slotcast_net::client::Registration;
+
+    use super::*;
+    use crate::simulate::oracle::lists::Held;
+
+    const REGISTER: RegisterId = RegisterId(1);
+
+    fn at(epoch: u32, counter: u64) -> Revision {
+        Revision(Revision::open(epoch).0 + counter)
+    }
+
+    /// Something persistent, of which the first content was acknowledged at 1.1 and the second told at 1.2; the leader of epoch 2 goes on
+    /// from `fork`. A subscriber has the second, at 2.0: its session kept it.
+    fn two_contents(fork: Revision) -> Oracle {
+        let id = DataId::new("sim", "default", "service").expect("a valid name");
+        let (datum, slot) = (id.key(), id.key().slot(SLOTS));
+        let mut oracle = Oracle::new(vec![id], Shape::Cluster, SECOND);
+        oracle.session_started(SessionId(9));
+        oracle.session_accepted(7, SessionId(9));
+        oracle.client_attached(0, 7);
+        oracle.subscribed(0, 0);
+        for (epoch, forks) in [(1, vec![]), (2, vec![fork])] {
+            let process = oracle.node_started(epoch as usize);
+            let term = oracle.term(slot, process, epoch);
+            oracle.terms[term].forks = forks;
+        }
+        let registration = Registration { datum, register: REGISTER };
+        for (payload, version) in [("one", 1), ("two", 2)] {
+            oracle.published_for_good(0, registration, 0, (payload.into(), version));
+            if version == 1 {
+                list(&mut oracle, at(1, 1), 0);
+                oracle.acknowledged(0, REGISTER, at(1, 1));
+            }
+        }
+        list(&mut oracle, at(1, 2), 1);
+        list(&mut oracle, at(2, 0), 0);
+        list(&mut oracle, at(2, 1), 0);
+        tell(&mut oracle, at(1, 2), "two");
+        tell(&mut oracle, at(2, 0), "two");
+        assert!(oracle.failure.is_none(), "{:?}", oracle.failure);
+        oracle
+    }
+
+    fn list(oracle: &mut Oracle, revision: Revision, content: usize) {
+        let term = revision.epoch() as usize - 1;
+        let held = Held { content, owner: SessionId::NOBODY, attach: 1, since: 0 };
+        oracle.history.insert((0, revision), vec![(term, Rc::new(BTreeMap::from([(REGISTER, held)])))]);
+        oracle.terms[term].revision = revision;
+    }
+
+    fn tell(oracle: &mut Oracle, revision: Revision, payload: &str) {
+        let instance =
+            Instance { client: 1, name: String::new(), zone: String::new(), payload: payload.into() };
+        let id = oracle.datums[0].clone();
+        oracle.update(0, &Update::Snapshot { id, revision, instances: vec![(REGISTER, instance)] });
+    }
+
+    fn goes_back(mut oracle: Oracle) -> Option<String> {
+        tell(&mut oracle, at(2, 1), "one");
+        oracle.failure.map(|violation| violation.text)
+    }
+
+    #[test]
+    fn what_was_never_acknowledged_may_be_lost_with_the_leader_that_told_it() {
+        assert_eq!(goes_back(two_contents(at(1, 1))), None);
+    }
+
+    #[test]
+    fn what_the_leader_goes_on_from_is_not_lost() {
+        let text = goes_back(two_contents(at(1, 2))).expect("a broken promise");
+        assert!(text.contains("sees 0000 with older content"), "{text}");
+    }
+
+    #[test]
+    fn what_was_acknowledged_is_not_lost() {
+        let mut oracle = two_contents(at(1, 1));
+        oracle.acknowledged(0, REGISTER, at(1, 2));
+        let text = goes_back(oracle).expect("a broken promise");
+        assert!(text.contains("sees 0000 with older content"), "{text}");
+    }
+
+    #[test]
+    fn what_is_not_persistent_is_told_again_by_its_session() {
+        let mut oracle = two_contents(at(1, 1));
+        oracle.regs.get_mut(&REGISTER).expect("it is published").version = 0;
+        assert!(goes_back(oracle).is_some());
     }
 }

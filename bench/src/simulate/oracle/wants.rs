@@ -31,6 +31,8 @@ pub struct Reg {
     pub(super) removal: Option<Removal>,
     /// The last content that was acknowledged, while it is wanted.
     pub(super) acknowledged: Option<Acknowledged>,
+    /// The last content that ever was.
+    pub(super) confirmed: Option<usize>,
     /// The record that was looked at last, by its checksum and by how many contents there were then, and its content.
     found: Option<((u64, usize), usize)>,
 }
@@ -91,6 +93,7 @@ impl Oracle {
             is_doubtful: false,
             removal: None,
             acknowledged: None,
+            confirmed: None,
             found: None,
         };
         let reg = self.regs.entry(registration.register).or_insert(fresh);
