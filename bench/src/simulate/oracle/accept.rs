@@ -32,9 +32,10 @@ impl Oracle {
     /// Promise 8: a leader that begins to answer before `settle` has passed has heard of every session that is linked to it. Whoever it
     /// refuses for ever is not, though the refusal may be under way on an open connection for as long as the node waits for it to be
     /// read: what such a session holds is not awaited anywhere, it goes when the lease ends, and the session with it when it hears so.
-    /// That the lease was over is looked at when it ends.
+    /// That the lease was over is looked at when it ends. What a later leader has acknowledged says nothing about a former one that
+    /// does not know it yet: what it was told, it was told before, and who listens to it is behind as a whole.
     pub(super) fn check_accept(&mut self, term: usize, slot: SlotId) {
-        let Term { process, started, .. } = self.terms[term];
+        let Term { process, started, epoch, .. } = self.terms[term];
         let early = self.now < started + self.settle;
         self.seen.accepts_confirmed += u64::from(early);
         self.seen.accepts_late += u64::from(!early);
@@ -53,7 +54,8 @@ impl Oracle {
             // What went over an earlier connection is the session's no longer, or not again yet.
             let attachment = self.attachment(reg.client, latest).filter(|_| acknowledged.attach == latest);
             let holds = attachment.is_some_and(|it| it.ended.is_none());
-            if !is_here || !holds || !linked.contains(&acknowledged.session) {
+            let is_former = acknowledged.revision.epoch() > epoch;
+            if !is_here || !holds || is_former || !linked.contains(&acknowledged.session) {
                 continue;
             }
             let listed = self.terms[term].list(reg.datum).get(register).map(|held| held.content);
@@ -128,6 +130,16 @@ mod tests {
         let (oracle, slot) = silent_session();
         let text = begins_to_answer(oracle, slot).expect("a broken promise");
         assert!(text.contains("lacks 0000 of session 15, which is linked to it"), "{text}");
+    }
+
+    #[test]
+    fn a_former_leader_need_not_have_what_a_later_one_has_acknowledged() {
+        for (epoch, is_due) in [(4, true), (5, false)] {
+            let (mut oracle, slot) = silent_session();
+            let reg = oracle.regs.values_mut().next().expect("it is published");
+            reg.acknowledged.as_mut().expect("it is acknowledged").revision = Revision::open(epoch);
+            assert_eq!(begins_to_answer(oracle, slot).is_some(), is_due, "acknowledged in epoch {epoch}");
+        }
     }
 
     #[test]
