@@ -394,7 +394,7 @@ impl Session {
             }
             Applied::Gap => {
                 self.metrics.diff_gaps.inc();
-                self.ask_whole(number, cached);
+                self.ask_on(number, cached);
             }
         }
         let is_taken = !matches!(applied, Applied::Gap | Applied::Contradiction(_));
@@ -408,6 +408,17 @@ impl Session {
             provisional.into_iter().for_each(|index| self.send_whole(index, cached));
         }
         self.settle_waiting(cached, now);
+    }
+
+    /// Asks a data node for what lies between the list of a data id and what it has told: what was removed there, absence would not say.
+    fn ask_on(&mut self, link: usize, number: u32) {
+        let follows = self.following.is_some();
+        if let Some(datum) = self.cache.get_mut(number) {
+            datum.traces.forget_question();
+            let link = &mut self.links[link];
+            let since = datum.since((!follows).then_some(link.run));
+            link.subscribe(SubscribeItem { id: datum.id.clone(), since, digest: 0 });
+        }
     }
 
     /// Asks a data node for the whole list of a data id.

@@ -100,6 +100,23 @@ fn a_leader_that_is_asked_something_else_meanwhile_is_asked_about_the_claim_agai
 }
 
 #[test]
+fn what_was_removed_in_a_gap_is_asked_for_and_not_only_absent() {
+    let (mut scene, id) = (with_a_young_leader(1), data_id(0, 0));
+    let reader = scene.client(7);
+    scene.subscribe(reader, &id, Revision::ZERO, 0);
+    scene.take(1);
+    scene.tell_list(1, &id, (Revision::ZERO, at(2, 10)), &[], &listed(&id, &[1, 2]));
+    // Its owner has not been heard of here.
+    let late = vec![(record(&id, 9, b"a"), SessionId(OTHER.0 + 1))];
+    scene.tell_list(1, &id, (at(2, 10), at(2, 11)), &[], &late);
+    assert_eq!(scene.list(reader, &id), [1, 2, 9]);
+    scene.tell_list(1, &id, (at(2, 12), at(2, 13)), &[9], &[]);
+    assert_eq!(scene.take(1), [Told::Subscribe(vec![(id.key(), at(2, 11))])]);
+    scene.tell_list(1, &id, (at(2, 11), at(2, 13)), &[9], &listed(&id, &[3]));
+    assert_eq!(scene.list(reader, &id), [1, 2, 3]);
+}
+
+#[test]
 fn a_claim_is_asked_about_once_and_each_other_one_for_itself() {
     let (mut scene, id) = (with_a_young_leader(1), data_id(0, 0));
     let first = with_a_claim(&mut scene, &[1, 9]);
