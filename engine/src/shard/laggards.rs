@@ -32,7 +32,8 @@ struct Class {
     readers: u32,
     slot: SlotId,
     datum: DatumKey,
-    /// A revision from which what is collected is right for each of them: the greatest of theirs.
+    /// A revision from which what is collected is right for each of them: the least of theirs, for a whole list names what was removed
+    /// since.
     since: Revision,
 }
 
@@ -70,7 +71,8 @@ impl Round {
         }
         whole.sort_unstable();
         for class in whole.chunk_by(|a, b| (a.0, a.1) == (b.0, b.1)) {
-            self.push(slot.id(), class[0].0, class.iter().map(|(.., reader, since)| (*reader, *since)));
+            let since = class.iter().map(|(.., since)| *since).min().unwrap_or_default();
+            self.push(slot.id(), class[0].0, since, class.iter().map(|(.., reader, _)| *reader).collect());
         }
         let Some(oldest) = oldest else { return };
         let changes = slot.log().changes(oldest);
@@ -98,7 +100,8 @@ impl Round {
             }
             lacking.sort_unstable();
             for class in lacking.chunk_by(|a, b| a.0 == b.0) {
-                self.push(slot.id(), datum, class.iter().map(|(_, reader, since)| (*reader, *since)));
+                let since = class.iter().map(|(.., since)| *since).min().unwrap_or_default();
+                self.push(slot.id(), datum, since, class.iter().map(|(_, reader, _)| *reader).collect());
             }
             lacking.clear();
         }
@@ -116,16 +119,9 @@ impl Round {
         }
     }
 
-    fn push(
-        &mut self,
-        slot: SlotId,
-        datum: DatumKey,
-        class: impl Iterator<Item = (ReaderId, Revision)> + Clone,
-    ) {
-        let Some(since) = class.clone().map(|(_, since)| since).max() else { return };
-        let set: Vec<ReaderId> = class.map(|(reader, _)| reader).collect();
-        let (next, size) = (self.sets.len() as u32, set.len());
-        let readers = *self.sets.entry(set).or_insert(next);
+    fn push(&mut self, slot: SlotId, datum: DatumKey, since: Revision, readers: Vec<ReaderId>) {
+        let (next, size) = (self.sets.len() as u32, readers.len());
+        let readers = *self.sets.entry(readers).or_insert(next);
         if readers == next {
             self.set_readers += size;
         }

@@ -226,7 +226,16 @@ impl World {
                     let is_due = *since < slot.log().floor() || changed;
                     assert_eq!(told.len(), usize::from(is_due), "{number} of {datum} since {since}");
                     if let Some(seen) = told.first() {
-                        let alone = diff::collect(slot, *key, *since);
+                        let mut alone = diff::collect(slot, *key, *since);
+                        if alone.is_snapshot && *since > Revision::ZERO {
+                            // It may name what was removed since earlier than this reader asks for.
+                            let from = seen.diff().from;
+                            assert!(
+                                Revision::ZERO < from && from <= *since,
+                                "{number} of {datum} since {since}"
+                            );
+                            alone = diff::collect(slot, *key, from);
+                        }
                         assert!(seen.is_like(&alone), "{number} of {datum} since {since}");
                         caught_up.insert((*number, datum));
                         self.together = self.together.max(seen.readers.len());
