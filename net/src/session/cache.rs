@@ -84,7 +84,7 @@ pub(super) struct Datum {
     withdrawn: BTreeSet<RegisterId>,
     /// What the leader has told of what was removed before: about lists that subscribers brought.
     pub(super) traces: Traces,
-    /// The data node has told another list at this revision: only a whole one is taken until they agree, or it goes on.
+    /// The data node has told another list at this revision, or one from before it led: only a whole one is taken until they agree.
     doubted: bool,
     pub(super) subscribers: Vec<u32>,
     pub(super) waiting: Vec<Waiting>,
@@ -263,6 +263,13 @@ impl Cache {
 
     pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = (u32, &mut Datum)> {
         self.datums.iter_mut().enumerate().filter_map(|(index, datum)| Some((index as u32, datum.as_mut()?)))
+    }
+
+    /// The data node has answered with a list that was not taken: only a whole one is taken from now on.
+    pub(super) fn doubt(&mut self, index: u32) {
+        if let Some(datum) = self.get_mut(index) {
+            datum.doubted = true;
+        }
     }
 
     /// Takes a diff or snapshot of a run of a data node in. `may_remove` says of an owner's registration whether the data node

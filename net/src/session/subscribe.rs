@@ -333,6 +333,10 @@ impl Session {
         if !is_leader && !crate::faults::no_epoch_check() {
             // Also the leader may have said it when it led before: what another has led to since is not in it.
             self.metrics.diffs_of_former_leaders.inc();
+            if route.link == Some(number) && diff.is_snapshot {
+                // It will lead, or lead again, and go on from what it has answered here.
+                self.cache.doubt(cached);
+            }
             return;
         }
         let applied = if self.following.is_some() {

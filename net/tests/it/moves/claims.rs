@@ -117,6 +117,25 @@ fn what_was_removed_in_a_gap_is_asked_for_and_not_only_absent() {
 }
 
 #[test]
+fn what_a_leader_tells_from_a_list_on_that_was_not_taken_is_not_taken_either() {
+    let (mut scene, id) = (with_a_young_leader(1), data_id(0, 0));
+    let reader = scene.client(7);
+    scene.subscribe(reader, &id, Revision::ZERO, 0);
+    scene.take(1);
+    scene.tell_list(1, &id, (Revision::ZERO, at(2, 10)), &[], &listed(&id, &[1, 2]));
+    assert_eq!(scene.list(reader, &id), [1, 2]);
+    // It answers from before it led, with one more, and goes on from that.
+    scene.tell_list(1, &id, (Revision::ZERO, at(1, 22)), &[], &listed(&id, &[1, 2, 5]));
+    scene.tell_list(1, &id, (at(1, 22), at(2, 11)), &[1], &[]);
+    assert_eq!(scene.list(reader, &id), [1, 2], "without the fifth it would be a list of nobody");
+    assert_eq!(scene.take(1), [Told::Subscribe(vec![(id.key(), Revision::ZERO)])]);
+    scene.tell_list(1, &id, (Revision::ZERO, at(2, 11)), &[], &listed(&id, &[2, 5]));
+    assert!(scene.list(reader, &id).ends_with(&[2, 5]));
+    scene.tell_list(1, &id, (at(2, 11), at(2, 12)), &[], &listed(&id, &[6]));
+    assert!(scene.list(reader, &id).ends_with(&[2, 5, 6]), "it is in step again");
+}
+
+#[test]
 fn a_claim_is_asked_about_once_and_each_other_one_for_itself() {
     let (mut scene, id) = (with_a_young_leader(1), data_id(0, 0));
     let first = with_a_claim(&mut scene, &[1, 9]);
